@@ -1,0 +1,1 @@
+"""Stage 2: sealed caches in, numbers out."""
