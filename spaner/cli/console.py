@@ -1,0 +1,133 @@
+"""What the user sees: progress, tables and the one line of an error.
+
+Results go to standard output, everything else to standard error, so that ``--json`` output can be piped. On a
+terminal long work shows a bar with rows per second and time left; elsewhere a plain line every few seconds.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+PLAIN_LINE_SECONDS = 5.0
+
+
+class Progress(Protocol):
+    """Told after each piece of work: how many of how many are done, and of what."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+@contextmanager
+def progress(unit: str = "rows") -> Iterator[Progress]:
+    """A progress callback: bars on a terminal, plain lines elsewhere."""
+    if not err.is_terminal:
+        yield PlainLines(unit)
+        return
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{{task.fields[rate]}} {unit}/s"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err) as bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    """One bar per kind of work."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total, rate="…")
+            self.started[what] = (time.monotonic(), done)
+        began, at = self.started[what]
+        seconds = time.monotonic() - began
+        rate = f"{(done - at) / seconds:,.0f}" if seconds > 0.2 else "…"
+        self.bars.update(self.tasks[what], completed=done, total=total, rate=rate)
+
+
+class PlainLines:
+    """``image/train 512/16,000 rows, 31 rows/s, 8:20 left``, at most every few seconds and once at the end."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.started: dict[str, tuple[float, int]] = {}
+        self.last: dict[str, float] = {}
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        began, at = self.started.setdefault(what, (now, done))
+        if done < total and now - self.last.get(what, began) < PLAIN_LINE_SECONDS:
+            return
+        if done >= total and self.last.get(what) == float("inf"):
+            return
+        self.last[what] = float("inf") if done >= total else now
+        line = f"{what} {done:,}/{total:,} {self.unit}"
+        if now > began and done > at:
+            rate = (done - at) / (now - began)
+            line += f", {rate:,.1f} {self.unit}/s"
+            line += f", {_clock((total - done) / rate)} left" if done < total else f", {_clock(now - began)} in all"
+        err.print(line, markup=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as percent, a missing one as a dash."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A cosine or margin, a missing one as a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
+    """Print a table whose first column is words and whose other columns are numbers, right-aligned."""
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(columns):
+        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)
+
+
+def say(line: str) -> None:
+    """A line of the result."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def note(line: str) -> None:
+    """A line beside the result: on standard error."""
+    err.print(line, markup=False, soft_wrap=True)
+
+
+def next_step(command: str) -> None:
+    """What to type next."""
+    note(f"next: {command}")
+
+
+def dump(value: Any) -> None:
+    """Machine-readable output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

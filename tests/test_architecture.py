@@ -1,0 +1,75 @@
+"""The house rules that a machine can hold: rooms look down, files and functions stay small."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "spaner"
+MAY_IMPORT = {"cache": set(), "extract": {"cache"}, "align": {"cache"}, "cli": {"cache", "extract", "align"}}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def rooms_imported_by(file: Path) -> set[str]:
+    """Rooms of ``spaner`` named by absolute or relative imports, anywhere in the file."""
+    package = ["spaner", *file.relative_to(ROOT).parts[:-1]]
+    rooms = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        for name in imported_names(node, package):
+            parts = name.split(".")
+            if parts[0] == "spaner" and len(parts) > 1 and parts[1] in MAY_IMPORT:
+                rooms.add(parts[1])
+    return rooms
+
+
+def imported_names(node: ast.AST, package: list[str]) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = package[: len(package) - node.level + 1] if node.level else []
+        stem = ".".join([*base, *([node.module] if node.module else [])])
+        yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_only_look_down(room: str) -> None:
+    for file in (ROOT / room).rglob("*.py"):
+        trespass = rooms_imported_by(file) - MAY_IMPORT[room] - {room}
+        assert not trespass, f"{file.relative_to(ROOT)} imports {sorted(trespass)}"
+
+
+@pytest.mark.parametrize("line", ["import spaner.extract.run", "from ..extract import run", "from spaner import extract"])
+def test_a_trespass_is_seen(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    file = tmp_path / "align" / "bad.py"
+    file.parent.mkdir()
+    file.write_text(line)
+    assert rooms_imported_by(file) == {"extract"}
+
+
+def test_nobody_imports_the_command_line() -> None:
+    for file in FILES:
+        if file.relative_to(ROOT).parts[0] not in ("cli", "__main__.py"):
+            assert "cli" not in rooms_imported_by(file), file
+
+
+def test_the_cache_needs_no_torch() -> None:
+    for file in (ROOT / "cache").rglob("*.py"):
+        names = {n.split(".")[0] for node in ast.walk(ast.parse(file.read_text())) for n in imported_names(node, [])}
+        assert not names & {"torch", "torchvision", "open_clip", "PIL", "safetensors"}, file
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_files_and_functions_stay_small(file: Path) -> None:
+    text = file.read_text()
+    assert text.count("\n") <= 400, "a file becomes two past 400 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = (node.end_lineno or 0) - node.body[0].lineno + 1
+            assert body <= 40, f"{node.name} has a body of {body} lines; the cap is 40"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for file in FILES:
+        assert ast.get_docstring(ast.parse(file.read_text())), f"{file.relative_to(ROOT)} has no docstring"
