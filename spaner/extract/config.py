@@ -1,0 +1,80 @@
+"""What an extraction can be told: one frozen dataclass, one field per command-line option.
+
+Needs no torch, so that ``spaner extract --help`` answers at once. It checks nothing: values are checked where
+they are used.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+def _help(text: str) -> dict[str, str]:
+    """A field's help line, as its metadata."""
+    return {"help": text}
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Settings of stage 1; every field is the option of the same name."""
+
+    dataset: str = field(
+        default="imagenet", metadata=_help("digits, imagenet, folder:PATH, csv:PATH or coop:SPLIT.json")
+    )
+    data_root: Path | None = field(
+        default=None,
+        metadata=_help("where the data set's files are (imagenet: else $IMAGENET_ROOT, else data/imagenet)"),
+    )
+    modality: str | None = field(
+        default=None,
+        metadata=_help("only this modality; image brings the class-name text along (default: all)"),
+    )
+    cache: Path | None = field(
+        default=None,
+        metadata=_help("where to write; a name ending in .h5 is HDF5, else Zarr (default: cache/DATASET)"),
+    )
+    splits: tuple[str, ...] | None = field(default=None, metadata=_help("only these splits (default: all)"))
+    shots: tuple[int, ...] | Literal["all"] | None = field(
+        default=None,
+        metadata=_help("store only rows that these few-shot draws need (imagenet: 16; others: all)"),
+    )
+    draw_seeds: tuple[int, ...] = field(default=(1,), metadata=_help("seeds of the few-shot draws"))
+    draws_from: Path | None = field(
+        default=None, metadata=_help("a published index file shot_K-seed_S.json to use as the draw")
+    )
+    holdout: float = field(
+        default=0.2, metadata=_help("share of each class set apart as test where a folder has no splits")
+    )
+    encoder: str | None = field(
+        default=None, metadata=_help("open_clip or another registered encoder (default: the data set's own)")
+    )
+    model: str = field(
+        default="ViT-B-16",
+        metadata=_help("open_clip model name, hf-hub:ORG/NAME, local-dir:PATH or a config JSON file"),
+    )
+    pretrained: str = field(
+        default="openai", metadata=_help("open_clip tag, a checkpoint file, or random (by name only)")
+    )
+    templates: tuple[str, ...] = field(
+        default=("mined", "vanilla", "classname"),
+        metadata=_help("mined, vanilla, classname, ensemble, hand_crafted or a text file"),
+    )
+    views: int = field(default=2, metadata=_help("views of each image: the centre crop, then random crops"))
+    seed: int = field(default=0, metadata=_help("seed of the random crops and of the holdout"))
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata=_help("arithmetic of the encoder; auto takes what the processor has in hardware"),
+    )
+    device: str = field(default="auto", metadata=_help("auto, cpu, cuda, cuda:1 or mps"))
+    dtype: Literal["float16", "float32"] = field(default="float16", metadata=_help("type of the stored rows"))
+    batch_size: int = field(default=64, metadata=_help("views per encoder call"))
+    chunk_rows: int = field(
+        default=1024, metadata=_help("rows per stored chunk; a killed run loses at most one")
+    )
+    workers: int | None = field(default=None, metadata=_help("decoding threads (default: by processor)"))
+    max_failed: float = field(default=0.01, metadata=_help("largest tolerated share of unreadable files"))
+    allow_impure: bool = field(
+        default=False, metadata=_help("keep rows that depend on their batch (marked in the table)")
+    )
+    overwrite: bool = field(default=False, metadata=_help("replace tables made with other settings"))
+    dry_run: bool = field(default=False, metadata=_help("print rows, bytes and destination, and stop"))
