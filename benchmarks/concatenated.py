@@ -1,6 +1,6 @@
 """The aligner as one would write it first: `nn.MultiheadAttention` over [x; S] for every sample.
 
-Kept as the reference that `spaner.align.attention` must equal, in the tests, and as the other side of the benchmarks.
+The tests hold `spaner.align.attention` equal to it; the benchmarks measure against it.
 """
 
 import torch

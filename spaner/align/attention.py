@@ -1,4 +1,5 @@
-"""SPANER's aligner: attention between a sample and the shared prompt, exact, at a cost that hardly grows with the prompt.
+"""SPANER's aligner: attention between a sample and the shared prompt, exact, at a cost that hardly grows with
+the prompt.
 
 Paper: SPANER, eqs. 1-3. For one modality, an embedding x (D), the prompt S (P, D) and H heads:
 
@@ -6,22 +7,26 @@ Paper: SPANER, eqs. 1-3. For one modality, an embedding x (D), the prompt S (P, 
     f = Proj(x' + x)               eq. 2
     z = max over tokens [x'; S']   eq. 3
 
-It equals `torch.nn.MultiheadAttention` on the concatenated tokens, in values and gradients, and its state dict loads
-into that and back. It does not normalise x, and it has no dropout, no norm and no positions.
+It equals `torch.nn.MultiheadAttention` on the concatenated tokens, in values and gradients, and its state
+dict loads into that and back. It does not normalise x, and it has no dropout, no norm and no positions.
 
-S is the same for every sample of a batch, so its queries, keys and values are computed once a step. What is left per
-sample has a closed form. Write, per head h, V[k,h] = W_o^h v_k^h for the prompt's values pushed through the output
-projection and U[b,h] = W_o^h v_x^h for the sample's, l for scaled scores and w = softmax over prompt keys alone. Then
+S is the same for every sample of a batch, so its queries, keys and values are computed once a step. What is
+left per sample has a closed form. Write, per head h, V[k,h] = W_o^h v_k^h for the prompt's values pushed
+through the output projection and U[b,h] = W_o^h v_x^h for the sample's, l for scaled scores and w = softmax
+over prompt keys alone. Then
 
-    C[j,h]   = sum_k w[h,j,k] V[k,h]                               what prompt row j would be without the sample
-    g[b,j,h] = sigmoid(l[b,h,j,x] - logsumexp_k l[h,j,k])          the weight of x among [x; S], as row j sees it
-    S'[b,j]  = bias + sum_h (1 - g[b,j,h]) C[j,h] + g[b,j,h] U[b,h]
+    C[j,h]   = sum_k w[h,j,k] V[k,h]                               what prompt row j would be without the
+    sample
+    g[b,j,h] = sigmoid(l[b,h,j,x] - logsumexp_k l[h,j,k])          the weight of x among [x; S], as row j sees
+    it S'[b,j]  = bias + sum_h (1 - g[b,j,h]) C[j,h] + g[b,j,h] U[b,h]
     x'[b]    = bias + sum_h a[b,x,h] U[b,h] + sum_k a[b,k,h] V[k,h]     a = softmax over the keys [x; S]
 
-which is 4 D^2 multiplications a sample for U and the projections of x, plus O(P H D). The maximum over tokens keeps
-only its winners, so the backward pass reads one number per (sample, feature) instead of a (B, P, D) tensor.
+which is 4 D^2 multiplications a sample for U and the projections of x, plus O(P H D). The maximum over tokens
+keeps only its winners, so the backward pass reads one number per (sample, feature) instead of a (B, P, D)
+tensor.
 
-Differs from the reference in: nothing. Where the paper contradicts itself both readings are options, see `AttentionAligner`.
+Differs from the reference in: nothing. Where the paper contradicts itself both readings are options, see
+`AttentionAligner`.
 """
 
 import math
@@ -35,7 +40,7 @@ from torch.autograd.function import once_differentiable
 
 from spaner.cache.errors import RecipeError
 
-# Tokens are built for this many numbers at a time, so that they are pooled while still in the processor's cache.
+# Tokens are built for this many numbers at a time, and pooled while they are in the processor's cache.
 TOKEN_BLOCK = 1 << 20
 
 
@@ -46,13 +51,14 @@ class AttentionAligner(nn.Module):
         dim: D, width of embeddings and prompt. A multiple of `heads`.
         out_dim: E, width of the shared space.
         heads: H.
-        attend: what x may look at. "all": itself and the prompt (eq. 1). "prompt": the prompt alone (the text's "each x
-            attends only to S"); prompt rows still see x.
-        pool: tokens under the maximum of eq. 3. "output": [x'; S'] (Algorithm 2). "input": [x; S] (as eq. 3 is printed).
+        attend: what x may look at. "all": itself and the prompt (eq. 1). "prompt": the prompt alone (the
+            text's "each x attends only to S"); prompt rows still see x.
+        pool: tokens under the maximum of eq. 3. "output": [x'; S'] (Algorithm 2). "input": [x; S] (as eq. 3
+        is printed).
         project: what Proj reads. "residual": x' + x (eq. 2). "input": x (as Algorithm 2 is printed).
 
-    Where several tokens share the maximum, the gradient goes to the first of [x'; S'], as with `torch.max(dim=...)`. This
-    matters once: at the identity start every token is equal.
+    Where several tokens share the maximum, the gradient goes to the first of [x'; S'], as with
+    `torch.max(dim=...)`. This matters once: at the identity start every token is equal.
     """
 
     def __init__(
@@ -68,14 +74,17 @@ class AttentionAligner(nn.Module):
         super().__init__()
         if dim % heads:
             fits = max(h for h in range(1, heads + 1) if dim % h == 0)
-            raise RecipeError(f"heads is {heads} and does not divide the embedding width {dim}; use heads={fits}")
+            raise RecipeError(
+                f"heads is {heads} and does not divide the embedding width {dim}; use heads={fits}"
+            )
         self.heads, self.attend, self.pool, self.project = heads, attend, pool, project
         # Only holds the parameters: same names, same initialisation as the module it replaces. Never called.
         self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.proj = nn.Linear(dim, out_dim)
 
     def start_at_identity(self) -> None:
-        """Set x' = 0 and Proj = I, so that f = x: the aligner starts from what the encoder knows. Needs E = D."""
+        """Set x' = 0 and Proj = I, so that f = x: the aligner starts from what the encoder knows. Needs E =
+        D."""
         out_dim, dim = self.proj.weight.shape
         if out_dim != dim:
             raise RecipeError(
@@ -150,8 +159,8 @@ class _MaxOverTokens(torch.autograd.Function):
         token[b,0] = first[b] + sum_h gates[b,0,h] u[b,h]
         token[b,j] = sum_h (1 - gates[b,j,h]) c[j,h] + gates[b,j,h] u[b,h]        j = 1 ... P
 
-    Only the index of the winner is saved. In the backward pass the gradient of a token is zero except where it won, so
-    each block is scattered into zeros, multiplied back, and dropped.
+    Only the index of the winner is saved. In the backward pass the gradient of a token is zero except where
+    it won, so each block is scattered into zeros, multiplied back, and dropped.
     """
 
     @staticmethod
@@ -200,7 +209,8 @@ def _blocks(batch: int, tokens: int, dim: int) -> list[slice]:
 
 
 def _first_max(tokens: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B D"], Tensor]:
-    """`tokens.max(dim=1)` by way of max pooling, whose kernel is vectorised over the last axis (3 times faster on CPU)."""
+    """`tokens.max(dim=1)` by way of max pooling, whose kernel is vectorised over the last axis (3 times
+    faster on CPU)."""
     image = tokens.transpose(1, 2).unsqueeze(-1)  # (B, D, T, 1), channels last in memory
     values, indices = F.max_pool2d(image, (tokens.shape[1], 1), return_indices=True)
     return values.flatten(1), indices.flatten(1)
