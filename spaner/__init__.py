@@ -1,4 +1,4 @@
-"""SPANER: align frozen encoders of different modalities through one shared prompt, from embeddings computed once.
+"""Align frozen encoders of different modalities through one shared prompt, from embeddings computed once.
 
     import spaner
 
@@ -6,8 +6,8 @@
     run = spaner.fit("cache/digits", prompt_length=2)           # stage 2: prompt + aligners + projections
     print(spaner.evaluate(run, "cache/digits"))
 
-The names below are the public interface; they are imported when first used, so ``import spaner`` is quick and reading
-a cache needs neither torch nor an encoder.
+The names below are the public interface; they are imported when first used, so ``import spaner`` is quick and
+reading a cache needs neither torch nor an encoder.
 """
 
 from importlib import import_module

@@ -39,7 +39,9 @@ def test_rooms_only_look_down(room: str) -> None:
         assert not trespass, f"{file.relative_to(ROOT)} imports {sorted(trespass)}"
 
 
-@pytest.mark.parametrize("line", ["import spaner.extract.run", "from ..extract import run", "from spaner import extract"])
+@pytest.mark.parametrize(
+    "line", ["import spaner.extract.run", "from ..extract import run", "from spaner import extract"]
+)
 def test_a_trespass_is_seen(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     file = tmp_path / "align" / "bad.py"
@@ -56,7 +58,11 @@ def test_nobody_imports_the_command_line() -> None:
 
 def test_the_cache_needs_no_torch() -> None:
     for file in (ROOT / "cache").rglob("*.py"):
-        names = {n.split(".")[0] for node in ast.walk(ast.parse(file.read_text())) for n in imported_names(node, [])}
+        names = {
+            n.split(".")[0]
+            for node in ast.walk(ast.parse(file.read_text()))
+            for n in imported_names(node, [])
+        }
         assert not names & {"torch", "torchvision", "open_clip", "PIL", "safetensors"}, file
 
 

@@ -64,7 +64,7 @@ class _Bars:
 
 
 class PlainLines:
-    """``image/train 512/16,000 rows, 31 rows/s, 8:20 left``, at most every few seconds and once at the end."""
+    """``image/train 512/16,000 rows, 31 rows/s, 8:20 left``, every few seconds and once at the end."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
@@ -83,7 +83,11 @@ class PlainLines:
         if now > began and done > at:
             rate = (done - at) / (now - began)
             line += f", {rate:,.1f} {self.unit}/s"
-            line += f", {_clock((total - done) / rate)} left" if done < total else f", {_clock(now - began)} in all"
+            line += (
+                f", {_clock((total - done) / rate)} left"
+                if done < total
+                else f", {_clock(now - began)} in all"
+            )
         err.print(line, markup=False)
 
 
@@ -105,7 +109,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
     """Print a table whose first column is words and whose other columns are numbers, right-aligned."""
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for i, name in enumerate(columns):
         grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:

@@ -1,8 +1,8 @@
 """Command-line options made from a stage's configuration dataclass.
 
-A stage has one frozen dataclass; each of its fields becomes one option of the same name, type and default, with the
-field's ``metadata["help"]`` as its help. So an option cannot drift from the setting that it sets. Lists are written
-with commas: ``--shots 1,2,4``.
+A stage has one frozen dataclass; each of its fields becomes one option of the same name, type and default,
+with the field's ``metadata["help"]`` as its help. So an option cannot drift from the setting that it sets.
+Lists are written with commas: ``--shots 1,2,4``.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from spaner.cache.errors import RecipeError
 def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
     """Give a command that takes ``**options`` one option per field of ``config``.
 
-    Only options that the user typed reach the command (others are left out of ``options``), so a recipe or the
-    dataclass itself supplies the rest.
+    Only options that the user typed reach the command (others are left out of ``options``), so a recipe or
+    the dataclass itself supplies the rest.
     """
 
     def decorate(command: Callable) -> Callable:
@@ -32,7 +32,7 @@ def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Calla
         def run(*args: Any, **values: Any) -> Any:
             mine = {p.name: values.pop(p.name) for p in own if p.name in values}
             typed = {k: v for k, v in values.items() if v is not None}
-            return command(*args, **mine, **{k: parse(hints[k], v, k) for k, v in typed.items()})
+            return command(*args, **mine, **{k: parse(hints[k], v, flag(k)) for k, v in typed.items()})
 
         parameters = own + [_parameter(field, hints[field.name]) for field in fields]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -45,10 +45,10 @@ def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Calla
 
 def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
     """One keyword-only option; its default is shown in the help and supplied by the dataclass."""
-    flag = "--" + field.name.replace("_", "-")
-    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # pyright: ignore
-    is_flag = hint is bool
-    declaration = f"{flag}/--no-{flag[2:]}" if is_flag else flag
+    name = flag(field.name)
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  #
+    pyright: ignore is_flag = hint is bool
+    declaration = f"{name}/--no-{name[2:]}" if is_flag else name
     option = typer.Option(
         declaration,
         help=field.metadata.get("help", ""),
@@ -92,8 +92,18 @@ def _alternatives(hint: Any) -> list[Any]:
     return [hint]
 
 
-def parse(hint: Any, value: Any, name: str) -> Any:
-    """Turn what the user typed into the field's type.
+def flag(field: str) -> str:
+    """The option that sets a field."""
+    return "--" + field.replace("_", "-")
+
+
+def type_of(config: type, field: str) -> Any:
+    """The declared type of a field."""
+    return get_type_hints(config)[field]
+
+
+def parse(hint: Any, value: Any, option: str) -> Any:
+    """Turn what the user typed after ``option`` into the field's type.
 
     Raises:
         RecipeError: the text fits none of the field's types; the line names the option and what it takes.
@@ -105,8 +115,8 @@ def parse(hint: Any, value: Any, name: str) -> Any:
             return _as(kind, value)
         except ValueError:
             continue
-    flag = "--" + name.replace("_", "-")
-    raise RecipeError(f"{flag}: found {value!r}, expected {_metavar(hint)}; type for example `{flag} {_example(hint)}`")
+    example = f"{option} {_example(hint)}"
+    raise RecipeError(f"{option}: found {value!r}, expected {_metavar(hint)}; type for example `{example}`")
 
 
 def _as(kind: Any, text: str) -> Any:

@@ -1,0 +1,55 @@
+"""The command ``spaner``: parse, call one function, print.
+
+Commands import what they need when they run, so ``spaner --help`` needs neither torch nor an encoder.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from spaner.cache.errors import SpanerError
+from spaner.cli import cache, console, demo, evaluate, extract, sweep, train
+
+app = typer.Typer(
+    name="spaner",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help=(
+        "Align frozen encoders of different modalities through one shared prompt.\n\n"
+        "`extract` runs the frozen encoders once into a verified cache; `train` and `sweep` learn from the "
+        "cache alone. Start with `spaner demo`: it needs no data and no network."
+    ),
+)
+
+app.command("demo")(demo.demo)
+app.command("extract")(extract.extract)
+app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(cache.app, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    *, show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False
+) -> None:
+    if show:
+        from spaner import __version__
+
+        console.say(f"spaner {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one line and status 1."""
+    try:
+        app()
+    except SpanerError as error:
+        console.note(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.note("stopped; finished work is kept, the same command continues")
+        sys.exit(130)

@@ -1,0 +1,174 @@
+"""``spaner cache``: look at, check, mend, convert and export a cache."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spaner.cache.errors import Corrupt
+from spaner.cli import console
+
+app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, convert and export a cache.")
+
+CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A Zarr directory or an .h5 file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command()
+def info(path: CachePath, *, json: AsJson = False) -> None:
+    """Tables, encoders, draws and what was measured while extracting.
+
+    Example: `spaner cache info cache/digits`
+    """
+    import spaner.cache
+
+    with spaner.cache.open(path) as cache:
+        facts = [describe(cache.table(name)) for name in cache.tables()]
+        unsealed = cache.unsealed()
+        if json:
+            console.dump(
+                {
+                    "dataset": cache.dataset,
+                    "classes": len(cache.class_names),
+                    "tables": facts,
+                    "unsealed": unsealed,
+                }
+            )
+            return
+        console.say(f"{path}: dataset {cache.dataset}, {len(cache.class_names):,} classes")
+        console.table(
+            ["table", "rows", "failed", "views", "dim", "type", "MB"], [_row(fact) for fact in facts]
+        )
+    for line in dict.fromkeys(encoder_line(fact["encoder"]) for fact in facts):
+        console.say(line)
+    for fact in facts:
+        for line in remarks(fact):
+            console.say(f"{fact['table']}: {line}")
+    for name in unsealed:
+        console.say(f"{name}: not finished; the same `spaner extract` command continues it")
+
+
+def describe(table: Any) -> dict[str, Any]:
+    """The facts of one table, ready for JSON."""
+    manifest = table.manifest
+    item = 2 if manifest.dtype == "float16" else 4
+    return {
+        "table": table.name,
+        "rows": table.rows,
+        "failed": len(table.failures()),
+        "views": len(manifest.views),
+        "dim": manifest.dim,
+        "dtype": manifest.dtype,
+        "feature_bytes": table.rows * len(manifest.views) * manifest.dim * item,
+        "encoder": manifest.encoder.to_json(),
+        "complete": manifest.complete,
+        "draws": sorted(manifest.draws),
+        "measured": table.measured,
+        "sha256": manifest.sha256,
+    }
+
+
+def _row(fact: dict[str, Any]) -> list[str]:
+    counts = [f"{fact[k]:,}" for k in ("rows", "failed", "views", "dim")]
+    return [fact["table"], *counts, fact["dtype"], f"{fact['feature_bytes'] / 1e6:,.1f}"]
+
+
+def encoder_line(encoder: dict[str, Any]) -> str:
+    """One line about an encoder, with a warning where its embeddings are made up."""
+    line = f"{encoder['modality']}: {encoder['name']} · {encoder['weights']} · {encoder['precision']}"
+    if encoder["weights_sha256"]:
+        line += f" · weights {encoder['weights_sha256'][:12]}"
+    if encoder["mode"] != "eval":
+        line += f" · IMPURE: mode {encoder['mode']}, rows depend on their batch"
+    return line + (" · SYNTHETIC: compare with no published number" if encoder["synthetic"] else "")
+
+
+def remarks(fact: dict[str, Any]) -> list[str]:
+    """What was measured, in words."""
+    lines = []
+    if not fact["complete"]:
+        lines.append(f"holds the union of the draws {', '.join(fact['draws'])}")
+    purity = fact["measured"].get("purity")
+    if purity:
+        lines.append(
+            f"row purity: largest difference {purity['max_relative']:.1e} over {purity['rows']} rows"
+        )
+    agreement = fact["measured"].get("agreement")
+    if agreement:
+        lines.append(f"agreement with float32: cosine at least {agreement['min_cosine']:.5f}")
+    return lines
+
+
+@app.command()
+def verify(path: CachePath, *, json: AsJson = False) -> None:
+    """Recompute every checksum; status 1 if a single bit differs.
+
+    Example: `spaner cache verify cache/digits`
+    """
+    import spaner.cache
+
+    with spaner.cache.open(path) as cache:
+        problems = cache.verify()
+        tables = cache.tables()
+    if json:
+        console.dump([{"table": p.table, "chunk": p.chunk, "what": p.what} for p in problems])
+    if problems:
+        lines = "\n".join(f"  {p.table}: {p.what}" for p in problems)
+        raise Corrupt(
+            f"{path} has {len(problems)} damaged parts; to mend, type: spaner cache repair {path}\n{lines}"
+        )
+    if not json:
+        console.say(f"{path}: {len(tables)} tables, every byte as it was sealed")
+
+
+@app.command()
+def repair(
+    path: CachePath,
+    *,
+    dataset: Annotated[str | None, typer.Option(help="Where the data is, as given to extract.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Root folder of the data, as given to extract.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Checkpoint file, if the weights came from one.")
+    ] = None,
+) -> None:
+    """Extract damaged chunks again, and only those.
+
+    Example: `spaner cache repair cache/photos --dataset folder:photos`
+    """
+    from spaner.extract import repair as mend
+
+    with console.progress() as progress:
+        summary = mend(path, dataset=dataset, data_root=data_root, pretrained=pretrained, progress=progress)
+    console.say(f"{path}: {summary.repaired} chunks extracted again")
+
+
+@app.command()
+def convert(
+    source: CachePath,
+    target: Annotated[Path, typer.Argument(help="New cache: .h5 for HDF5, otherwise a Zarr directory.")],
+) -> None:
+    """Copy a cache losslessly between Zarr and HDF5.
+
+    Example: `spaner cache convert cache/digits cache/digits.h5`
+    """
+    import spaner.cache
+
+    spaner.cache.convert(source, target)
+    console.say(f"{target}: converted from {source}")
+
+
+@app.command()
+def export(
+    path: CachePath,
+    target: Annotated[Path, typer.Argument(help="Folder for the files.")],
+) -> None:
+    """Write every table as features.npy with its ids and labels, for search tools.
+
+    Example: `spaner cache export cache/digits exported`
+    """
+    import spaner.cache
+
+    spaner.cache.export(path, target)
+    console.say(f"{target}: exported from {path}")

@@ -1,0 +1,114 @@
+"""``spaner sweep``: ablations from one cache, side by side over the cores, resumable."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spaner.align.config import TrainConfig
+from spaner.cli import console
+from spaner.cli.options import flag, parse, type_of, with_options
+from spaner.cli.train import Recipe
+
+List = Annotated[str | None, typer.Option(metavar="a,b,…", rich_help_panel="Lists to sweep over")]
+
+
+@with_options(TrainConfig, skip=("recipe", "shots"))
+def sweep(
+    *,
+    cache: Annotated[Path, typer.Option(help="The cache to train from.")] = Path("cache/imagenet16"),
+    recipe: Recipe = "paper",
+    out: Annotated[Path | None, typer.Option(help="Sweep folder.", show_default="sweeps/<cache>")] = None,
+    workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
+    backend: Annotated[
+        str, typer.Option(help='joblib backend: loky, or ray (needs "spaner[ray]").')
+    ] = "loky",
+    json: Annotated[bool, typer.Option("--json", help="Print all cells as JSON.")] = False,
+    prompt_lengths: List = None,
+    seeds: List = None,
+    shots: List = None,
+    draw_seeds: List = None,
+    lams: List = None,
+    out_dims: List = None,
+    template_sets: List = None,
+    logit_scales: List = None,
+    recipes: List = None,
+    aligners: List = None,
+    blends: List = None,
+    lrs: List = None,
+    **options: Any,
+) -> None:
+    """Train and score every combination of the lists; cells that a former run finished are not run again.
+
+    Example: `spaner sweep --cache cache/digits --prompt-lengths 1,2,4,8 --seeds 1,2,3`
+    """
+    from spaner.align import sweep as sweeps
+
+    typed = {name: value for name, value in locals().items() if name in sweeps.AXES and value is not None}
+    grid = {sweeps.AXES[name]: values(sweeps.AXES[name], name, text) for name, text in typed.items()}
+    folder = out or Path("sweeps") / cache.stem
+    with console.progress("cells") as progress:
+        results = sweeps.sweep(
+            cache,
+            grid,
+            {"recipe": recipe, **options},
+            folder,
+            workers=workers,
+            backend=backend,
+            progress=progress,
+        )
+    figure = draw(results, folder)
+    if json:
+        console.dump(results)
+        return
+    print_summary(sweeps.summary(results), list(grid))
+    for failed in [r for r in results if r["status"] == "failed"]:
+        console.note(f"failed: {failed['varied']}: {failed['reason']}")
+    console.say(f"cells: {folder / 'sweep.json'} and .csv" + (f"; figure: {figure}" if figure else ""))
+
+
+def values(setting: str, option: str, text: str) -> list[Any]:
+    """Parse a list such as ``1,2,4`` by the type of the setting that it varies."""
+    hint = type_of(TrainConfig, setting)
+    return [parse(hint, part.strip(), flag(option)) for part in text.split(",") if part.strip()]
+
+
+def draw(results: Sequence[dict[str, Any]], folder: Path) -> Path | None:
+    """Accuracy against prompt length, if the sweep has more than one."""
+    done = [r for r in results if r["status"] == "ok"]
+    if len({r["config"]["prompt_length"] for r in done}) < 2:
+        return None
+    from spaner.align.figures import prompt_length_figure
+
+    prompt_length_figure(done, folder / "prompt_length.png")
+    return folder / "prompt_length.png"
+
+
+def print_summary(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> None:
+    """One line per combination, mean ± standard deviation over its seeds and draws."""
+    shown = [name for name in settings if any(name in row for row in rows)]
+    columns = [", ".join(name.replace("_", " ") for name in shown) or "setting"]
+    columns += ["cells", "text", "semantic", "gap", "cos text", "cos sem.", "margin"]
+    console.table(columns, [_line(row, shown) for row in rows])
+
+
+def _line(row: dict[str, Any], shown: Sequence[str]) -> list[str]:
+    name = ", ".join(str(row[s]) for s in shown) or "all"
+    cells = str(row["cells"]) + (f" ({row['failed']} failed)" if row["failed"] else "")
+    if not row["cells"]:
+        return [name, cells, *["–"] * 6]
+    many = row["cells"] > 1
+    accuracies = [_pair(row[k], 100, 1, many) for k in ("text", "semantic", "gap")]
+    return [
+        name,
+        cells,
+        *accuracies,
+        *(_pair(row[k], 1, 3, many) for k in ("text_cosine", "semantic_cosine", "margin")),
+    ]
+
+
+def _pair(value: tuple[float, float], scale: float, digits: int, many: bool) -> str:  # noqa: FBT001
+    mean, std = value
+    text = f"{scale * mean:.{digits}f}"
+    return f"{text} ± {scale * std:.{digits}f}" if many else text
