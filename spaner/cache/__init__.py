@@ -1,1 +1,34 @@
-"""The store between the two stages: verified tables of embeddings. Needs numpy, zarr and h5py; no torch."""
+"""The store between the two stages: verified tables of embeddings. Needs numpy, zarr and h5py; no torch.
+
+with cache.create("cache/mine", "pets", ["cat", "dog"]) as c:
+    c.add("image", "train", features, labels, encoder="my-encoder")
+table = cache.open("cache/mine").table("image/train")
+table.read(table.draw(shots=16, seed=1))        # (32, 1, D), as it was added
+"""
+
+from spaner.cache.convert import convert, export
+from spaner.cache.library import Cache, create, open
+from spaner.cache.listing import drawn_sha256, ids_sha256
+from spaner.cache.manifest import EncoderSpec, Manifest
+from spaner.cache.subset import few_shot, few_shot_splits, read_draw
+from spaner.cache.table import Table
+from spaner.cache.verify import Problem
+from spaner.cache.writer import Writer
+
+__all__ = [
+    "Cache",
+    "EncoderSpec",
+    "Manifest",
+    "Problem",
+    "Table",
+    "Writer",
+    "convert",
+    "create",
+    "drawn_sha256",
+    "export",
+    "few_shot",
+    "few_shot_splits",
+    "ids_sha256",
+    "open",
+    "read_draw",
+]

@@ -1,0 +1,196 @@
+"""Starting a table: is the listing sound, does it agree with what is there, and how it comes into being.
+
+A table appears in one rename with its complete listing (ids, labels, draws) and no rows, or not at all.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from spaner.cache import files
+from spaner.cache.errors import CacheError, Mismatch
+from spaner.cache.listing import drawn_sha256, ids_sha256, pack
+from spaner.cache.manifest import SCHEMA, Manifest
+from spaner.cache.store import ArraySpec, Store, layout, stored_layout
+from spaner.cache.zarr_store import ZarrStore
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+Draws = Mapping[str, Int[np.ndarray, " K"]]
+
+
+def check_manifest(manifest: Manifest, dataset: str) -> None:
+    """Raise CacheError unless the manifest can describe a table of this cache."""
+    table = manifest.table
+    for name in (manifest.modality, manifest.split, *manifest.draws):
+        if not NAME.fullmatch(name):
+            raise CacheError(
+                f"{name!r} cannot name a part of a cache; use letters, digits, and _ . + - after the first"
+            )
+    if manifest.dataset != dataset:
+        raise Mismatch(
+            f"{table} is of dataset {manifest.dataset!r}, the cache of {dataset!r}; use another --cache"
+        )
+    if manifest.schema != SCHEMA:
+        raise CacheError(
+            f"{table} asks for schema {manifest.schema}, this spaner writes {SCHEMA}; upgrade spaner"
+        )
+    if manifest.dtype not in ("float16", "float32"):
+        raise CacheError(f"{table} asks for dtype {manifest.dtype}; expected float16 or float32")
+    sizes = {"rows": manifest.rows, "views": len(manifest.views), "dim": manifest.dim}
+    for name, size in (sizes | {"chunk_rows": manifest.chunk_rows}).items():
+        if size < 1:
+            raise CacheError(f"{table} has {size} {name}; expected at least 1")
+    if manifest.encoder.dim != manifest.dim:
+        raise CacheError(
+            f"{table} has dim {manifest.dim}, its encoder {manifest.encoder.dim}; make them equal"
+        )
+
+
+def check_listing(
+    manifest: Manifest, ids: Sequence[str], labels: np.ndarray, draws: Draws, classes: int
+) -> None:
+    """Raise CacheError unless ids, labels and draws fit each other and the manifest."""
+    table, rows = manifest.table, manifest.rows
+    if not len(ids) == len(labels) == rows:
+        raise CacheError(
+            f"{table} has {rows} rows but {len(ids)} ids and {len(labels)} labels; give one per row"
+        )
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise CacheError(f"{table} lists the id {name!r} twice; give every sample its own id")
+        seen.add(name)
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        row = int(outside[0])
+        raise CacheError(
+            f"label {labels[row]} of {ids[row]!r} in {table} is outside 0 to {classes - 1}; "
+            "give class_names one name for every label"
+        )
+    if ids_sha256(ids) != manifest.rows_sha256:
+        raise CacheError(f"rows_sha256 of {table} is not that of its ids; set it to ids_sha256(ids)")
+    _check_draws(manifest, ids, draws)
+
+
+def _check_draws(manifest: Manifest, ids: Sequence[str], draws: Draws) -> None:
+    table = manifest.table
+    if set(draws) != set(manifest.draws):
+        raise CacheError(
+            f"{table} got draws {sorted(draws)}, its manifest lists {sorted(manifest.draws)}; make them equal"
+        )
+    for name, rows in draws.items():
+        if len(rows) == 0 or not 0 <= np.min(rows) <= np.max(rows) < manifest.rows:
+            raise CacheError(f"draw {name} of {table} is empty or outside rows 0 to {manifest.rows - 1}")
+        if drawn_sha256(ids, rows) != manifest.draws[name]:
+            raise CacheError(
+                f"draw {name} of {table} differs from its hash in the manifest; use drawn_sha256"
+            )
+
+
+def agree(store: Store, manifest: Manifest, listing: Mapping[str, np.ndarray]) -> None:
+    """Raise Mismatch, naming what differs, unless the stored table is the one that is asked for."""
+    table = manifest.table
+    stored = Manifest.from_json(store.attributes(table).get("manifest"))
+    differences = stored.differences(manifest)
+    for array, rows in listing.items() if not differences else ():
+        if not np.array_equal(store.read(table, array), rows):
+            differences[array] = ("others", "these")
+    if differences:
+        shown = ", ".join(
+            f"{name} {_short(a)} there, {_short(b)} asked" for name, (a, b) in differences.items()
+        )
+        raise Mismatch(
+            f"{table} of {store.path} was made with other settings: {shown}; "
+            "choose another --cache, or replace it with --overwrite"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]} … {text[-16:]}"
+
+
+def packed(ids: Sequence[str], labels: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
+    """The listing as the arrays that are stored."""
+    listing = {"ids": pack(ids), "labels": np.asarray(labels, np.int32)}
+    return listing | {f"draws/{name}": np.asarray(rows, np.int64) for name, rows in draws.items()}
+
+
+def create(store: ZarrStore, manifest: Manifest, listing: Mapping[str, np.ndarray]) -> None:
+    """Bring a table without rows into being, replacing one of the same name."""
+    draws = {name: len(listing[f"draws/{name}"]) for name in manifest.draws}
+    arrays = layout(manifest, listing["ids"].shape[1], draws)
+    with _installing(store, manifest.table) as folder:
+        _start(store, folder, {"manifest": manifest.to_json()}, arrays)
+        for array, rows in listing.items():
+            _fill(store, folder, array, arrays[array], rows)
+
+
+def copy(
+    source: Store, target: ZarrStore, table: str, *, attributes: dict[str, Any], skip: Sequence[int] = ()
+) -> None:
+    """Copy a table chunk by chunk, all but the done flags of the chunks in `skip`."""
+    manifest = Manifest.from_json(attributes["manifest"])
+    arrays = stored_layout(source, table, manifest)
+    with _installing(target, table) as folder:
+        _start(target, folder, attributes, arrays)
+        for array, spec in arrays.items():
+            for index in range(spec.chunks):
+                rows = source.read(table, array, index * spec.chunk, (index + 1) * spec.chunk)
+                absent = (array == "reason" and not rows.any()) or (array == "done" and index in skip)
+                if not absent:
+                    target.write_chunk(folder, array, index, rows)
+
+
+def _start(
+    store: ZarrStore, folder: str, attributes: dict[str, Any], arrays: Mapping[str, ArraySpec]
+) -> None:
+    store.set_attributes(folder, attributes)
+    if any(array.startswith("draws/") for array in arrays):
+        store.set_attributes(f"{folder}/draws", {})
+    for array, spec in arrays.items():
+        store.create_array(folder, array, spec)
+
+
+def _fill(store: ZarrStore, folder: str, array: str, spec: ArraySpec, rows: np.ndarray) -> None:
+    for index in range(spec.chunks):
+        store.write_chunk(folder, array, index, rows[index * spec.chunk : (index + 1) * spec.chunk])
+
+
+@contextmanager
+def _installing(store: ZarrStore, table: str) -> Iterator[str]:
+    """Yield a hidden folder to fill; on success it takes the table's place, on failure it goes.
+
+    A kill leaves at most hidden folders, which the next attempt removes.
+    """
+    hidden = f".{table.replace('/', '+')}"
+    new, old, final = store.path / f"{hidden}.new", store.path / f"{hidden}.old", store.path / table
+    with files.writing(final):
+        files.remove(new)
+        files.remove(old)
+        try:
+            yield new.name
+            if not (final.parent / "zarr.json").exists():
+                store.set_attributes(final.parent.name, {})
+            files.settle()
+            if final.exists():
+                final.rename(old)
+            new.rename(final)
+        finally:
+            files.remove(new)
+            files.remove(old)
+            store.close()  # forget the layout of what was there
+
+
+def discard(store: ZarrStore, table: str) -> None:
+    """Remove a table in one step."""
+    old = store.path / f".{table.replace('/', '+')}.old"
+    with files.writing(store.path / table):
+        files.remove(old)
+        (store.path / table).rename(old)
+        files.remove(old)
+    store.close()

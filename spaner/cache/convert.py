@@ -1,0 +1,86 @@
+"""A finished cache in the other format, without loss, or as plain files for other tools."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from spaner.cache import begin, files, hdf5_store, seal
+from spaner.cache.errors import CacheError, Corrupt
+from spaner.cache.library import Cache
+from spaner.cache.library import open as open_cache
+from spaner.cache.publish import ensure_root, root_lock
+from spaner.cache.table import Table
+from spaner.cache.zarr_store import ZarrStore
+
+
+def convert(source: str | Path, target: str | Path) -> None:
+    """Copy the sealed tables of a cache into a new one; a target ending in .h5 becomes HDF5, else Zarr.
+
+    Raises:
+        CacheError: the target exists, or the disk is full.
+        Corrupt: the source is damaged; a copy would hide where.
+    """
+    target = Path(target)
+    if target.exists():
+        raise CacheError(f"{target} exists already; convert into a new name")
+    with open_cache(source) as cache, root_lock(target):
+        if problems := cache.verify():
+            raise Corrupt(f"{cache.path} is damaged and was not converted: {problems[0].what}")
+        stores = [(name, cache.store(name)) for name in cache.tables()]
+        attributes = seal.root_attributes(cache.dataset, cache.class_names)
+        if hdf5_store.is_hdf5(target):
+            hdf5_store.write(target, attributes, stores)
+            return
+        growing = ZarrStore(files.partial(target))
+        with files.writing(target):
+            files.remove(growing.path)
+            ensure_root(growing, attributes)
+            for name, store in stores:
+                begin.copy(store, growing, name, attributes=store.attributes(name))
+            growing.path.rename(target)
+
+
+def export(cache: Cache, folder: str | Path) -> list[Path]:
+    """Write every table as features.npy (N, V, D) and rows.csv, or rows.parquet where pyarrow is installed.
+
+    Returns:
+        The files, in `<folder>/<modality>-<split>/`.
+    """
+    made = []
+    for name in cache.tables():
+        table, place = cache.table(name), Path(folder) / name.replace("/", "-")
+        with files.writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+            made += [_features(table, place / "features.npy"), _rows(table, cache.class_names, place)]
+    return made
+
+
+def _features(table: Table, path: Path) -> Path:
+    shape = (table.rows, len(table.views), table.dim)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=table.manifest.dtype, shape=shape)
+    for rows, block in table.stream():
+        out[rows] = block
+    out.flush()
+    return path
+
+
+def _rows(table: Table, class_names: list[str], place: Path) -> Path:
+    columns = {
+        "id": table.ids.tolist(),
+        "label": table.labels.tolist(),
+        "class_name": [class_names[label] for label in table.labels],
+        "ok": table.ok.tolist(),
+    }
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table(columns), place / "rows.parquet")
+        return place / "rows.parquet"
+    with (place / "rows.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return place / "rows.csv"

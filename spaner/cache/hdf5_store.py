@@ -1,0 +1,174 @@
+"""A cache as one HDF5 file, written in one pass from finished tables and read in place.
+
+HDF5 cannot promise what is on disk when a process is killed while it writes, so a file is never changed:
+`write` makes a new one beside it and renames. The first 512 bytes, which HDF5 leaves to the user, hold the
+schema, the length and the SHA-256 of everything after them, so that a flip in any byte is found.
+Features are contiguous in the file and come as views of its mapping.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from spaner.cache import files
+from spaner.cache.errors import Corrupt
+from spaner.cache.manifest import SCHEMA, Manifest, canonical
+from spaner.cache.store import ArraySpec, Store, stored_layout
+
+HEADER = 512
+BLOCK = 1 << 22
+VERSION = ("v110", "v110")  # fixed, so that the bytes do not follow the library's newest format
+
+
+def header(size: int, sha256: str) -> bytes:
+    """The only first 512 bytes that a file of `size` bytes may have."""
+    text = f"{SCHEMA}\nbytes {size}\nsha256 {sha256}\n"
+    return text.encode().ljust(HEADER, b"\0")
+
+
+class Hdf5Store:
+    """Reads one cache file; see `store.Store`.
+
+    Raises:
+        Corrupt: the file is shorter than its first bytes say, or HDF5 cannot open it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _check_length(path)
+        try:
+            self._file = h5py.File(path, "r", locking=False)
+        except (OSError, RuntimeError) as error:
+            raise Corrupt(f"{path} is damaged: {_first_line(error)}; extract it again") from error
+        with path.open("rb") as stream:
+            self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def tables(self) -> list[str]:
+        return sorted(f"{group}/{name}" for group, members in self._file.items() for name in members)
+
+    def attributes(self, table: str = "") -> dict[str, Any]:
+        try:
+            stored = self._file["/" + table].attrs
+            return {name: json.loads(stored[name].tobytes()) for name in sorted(stored)}
+        except Exception as error:  # h5py raises whatever damaged bytes make it stumble on
+            raise Corrupt(f"metadata of {table or 'the cache'} in {self.path} are damaged: {_first_line(error)}; "
+                          "extract it again") from error  # fmt: skip
+
+    def read(self, table: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        try:
+            data = self._file[f"{table}/{array}"]
+            stop = data.shape[0] if stop is None else min(stop, data.shape[0])
+            offset = data.id.get_offset()
+            if offset is None:  # chunked: parts may be absent, which reads as zeros
+                return data[start:stop]
+            width = int(np.prod(data.shape[1:])) * data.dtype.itemsize
+            count = (stop - start) * width // data.dtype.itemsize
+            flat = np.frombuffer(self._bytes, data.dtype, count, offset + start * width)
+            return flat.reshape(stop - start, *data.shape[1:])
+        except Exception as error:  # as above
+            raise Corrupt(
+                f"{array} of {table} in {self.path} is damaged: {_first_line(error)}; run `spaner cache verify`"
+            ) from error
+
+    def damage(self, table: str = "") -> list[tuple[int | None, str]]:
+        if table:
+            return []  # the file has one hash for all tables
+        with self.path.open("rb") as stream:
+            first, size, sha256 = stream.read(HEADER), self.path.stat().st_size, _hash_rest(stream)
+        if first == header(size, sha256):
+            return []
+        return [(None, f"{self.path} differs from the SHA-256 in its first {HEADER} bytes")]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a name asks for HDF5."""
+    return path.suffix in (".h5", ".hdf5")
+
+
+def write(path: Path, attributes: dict[str, Any], tables: Iterable[tuple[str, Store]]) -> None:
+    """Make (or replace) a cache file of sealed tables, in one step.
+
+    Raises:
+        CacheError: the disk is full or the folder cannot be written.
+    """
+    temporary = files.partial(path)
+    with files.writing(path):
+        try:
+            with h5py.File(temporary, "w", userblock_size=HEADER, libver=VERSION) as file:
+                _set_attributes(file, attributes)
+                for name, store in sorted(tables, key=lambda item: item[0]):
+                    _copy_table(file, name, store)
+            _finish(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _copy_table(file: h5py.File, name: str, store: Store) -> None:
+    attributes = store.attributes(name)
+    group = file.create_group(name)
+    _set_attributes(group, attributes)
+    manifest = Manifest.from_json(attributes["manifest"])
+    for array, spec in stored_layout(store, name, manifest).items():
+        _copy_array(group, array, spec, store)
+
+
+def _copy_array(group: h5py.Group, array: str, spec: ArraySpec, store: Store) -> None:
+    sparse = array == "reason"  # mostly zeros: chunks without a failure take no space
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    data = group.create_dataset(array, spec.shape, dtype, chunks=spec.chunk_shape if sparse else None)
+    step = spec.chunk if spec.chunk > 1 else spec.shape[0]
+    for start in range(0, spec.shape[0], step):
+        block = store.read(str(group.name).strip("/"), array, start, start + step)
+        if not sparse or block.any():
+            data[start : start + len(block)] = block
+
+
+def _set_attributes(group: h5py.Group, attributes: dict[str, Any]) -> None:
+    for name, value in sorted(attributes.items()):
+        text = canonical(value).encode("utf-8")
+        group.attrs.create(name, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
+
+
+def _finish(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(HEADER)
+        sha256 = _hash_rest(stream)
+        stream.seek(0)
+        stream.write(header(path.stat().st_size, sha256))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _hash_rest(stream: Any) -> str:
+    state = hashlib.sha256()
+    while block := stream.read(BLOCK):
+        state.update(block)
+    return state.hexdigest()
+
+
+def _check_length(path: Path) -> None:
+    with path.open("rb") as stream:
+        lines = stream.read(HEADER).decode("utf-8", "replace").split("\n")
+    found = path.stat().st_size
+    expected = lines[1].removeprefix("bytes ") if len(lines) > 1 else ""
+    if expected.isdigit() and int(expected) != found:
+        raise Corrupt(
+            f"{path} is truncated or was copied badly: {found:,} of {int(expected):,} bytes; copy it again, "
+            "or run the same `spaner extract` again"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,326 @@
+"""A cache as a user holds it: open one, look at its tables, begin or continue a table.
+
+An HDF5 cache that is being written has a Zarr cache beside it, `<name>.parts`: tables are filled there and
+published into the file when the cache is closed. A table in the parts stands before one of the same name in
+the file, so that a repair or a replacement that was cut short is seen as unfinished and never as finished.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from spaner.cache import arrays, begin, hdf5_store, seal, verify
+from spaner.cache.errors import CacheError, Corrupt, Mismatch, Unsealed
+from spaner.cache.lock import Lock
+from spaner.cache.manifest import EncoderSpec, Manifest
+from spaner.cache.opening import parts_of, stores_at
+from spaner.cache.publish import ensure_root, publish, root_lock, table_lock
+from spaner.cache.store import Store
+from spaner.cache.table import Table
+from spaner.cache.verify import Problem
+from spaner.cache.writer import Writer
+from spaner.cache.zarr_store import ZarrStore
+
+
+def open(path: str | Path) -> "Cache":
+    """Open a cache for reading; costs milliseconds whatever its size.
+
+    Raises:
+        CacheError: nothing there, no cache, another schema, or no table yet.
+        Unsealed: it holds only tables whose extraction has not finished.
+        Corrupt: its metadata are damaged or the file is truncated.
+    """
+    path = Path(path)
+    stores = stores_at(path)
+    root = stores[0].attributes()
+    cache = Cache(path, stores, root["dataset"], root["class_names"])
+    if not cache.tables():
+        with cache:
+            if unfinished := cache.unsealed():
+                raise Unsealed(cache.progress(unfinished[0]))
+        raise CacheError(f"{path} holds no table yet; fill it with `spaner extract --cache {path}`")
+    return cache
+
+
+def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache":
+    """Open a cache for writing, making it if it is not there. A name ending in .h5 or .hdf5 asks for HDF5.
+
+    Raises:
+        Mismatch: a cache of another dataset or other classes is there.
+        CacheError: something else is there, or the place cannot be written.
+    """
+    path, names = Path(path), list(class_names)
+    hdf5 = hdf5_store.is_hdf5(path)
+    if path.exists() and path.is_dir() == hdf5:
+        raise CacheError(
+            f"{path} is a {'folder' if hdf5 else 'file'}, which its name does not say; "
+            "give --cache a name ending in .h5 for HDF5, and no such ending for a folder"
+        )
+    staging = ZarrStore(parts_of(path) if hdf5 else path)
+    with root_lock(path):
+        if not hdf5:
+            ensure_root(staging, seal.root_attributes(dataset, names))
+        there = path.exists() or (staging.path / "zarr.json").is_file()
+        stores = stores_at(path) if there else []
+    for store in stores:
+        _same_root(store, dataset, names)
+    if not any(store.path == staging.path for store in stores):
+        stores.insert(0, staging)
+    return Cache(path, stores, dataset, names, staging)
+
+
+def _same_root(store: Store, dataset: str, names: list[str]) -> None:
+    there = store.attributes()
+    found = f"dataset {there['dataset']!r}", repr(dataset)
+    if there["dataset"] == dataset:
+        if there["class_names"] == names:
+            return
+        found = f"{len(there['class_names'])} classes", str(len(names))
+        if len(there["class_names"]) == len(names):
+            pairs = enumerate(zip(there["class_names"], names, strict=True))
+            row, (old, new) = next((row, pair) for row, pair in pairs if pair[0] != pair[1])
+            found = f"classes of which number {row} is {old!r}", repr(new)
+    raise Mismatch(f"{store.path} is a cache of {found[0]}, asked for {found[1]}; choose another --cache")
+
+
+class Cache:
+    """Tables of embeddings of one dataset. Made by `open` and `create`; use it as a context manager.
+
+    Attributes:
+        path: where it lies.
+        dataset: name of the dataset.
+        class_names: one per label.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stores: list[Store],
+        dataset: str,
+        class_names: list[str],
+        staging: ZarrStore | None = None,
+    ) -> None:
+        self.path = path
+        self.dataset = dataset
+        self.class_names = class_names
+        self._stores = stores
+        self._staging = staging  # where new tables go; None when open for reading
+        self._kept: dict[str, list[Lock]] = {}  # an HDF5 cache holds its tables until they are published
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def tables(self) -> list[str]:
+        """Names "modality/split" of the sealed tables (and of damaged ones, which `table` refuses)."""
+        return [name for name in self._names() if not self._is_unsealed(name)]
+
+    def unsealed(self) -> list[str]:
+        """Names of the tables whose extraction has not finished."""
+        return [name for name in self._names() if self._is_unsealed(name)]
+
+    def has(self, name: str) -> bool:
+        """Whether a sealed table of this name is here."""
+        return name in self.tables()
+
+    def table(self, name: str) -> Table:
+        """A sealed table.
+
+        Raises:
+            Unsealed: its extraction has not finished.
+            Corrupt: its metadata differ from its seal.
+            CacheError: there is none of this name; the message says which there are.
+        """
+        if name not in self._names():
+            there = ", ".join(self.tables()) or "no table"
+            modality = name.split("/")[0]
+            raise CacheError(
+                f"{self.path} has no table {name}, only {there}; "
+                f"make it with `spaner extract --modality {modality} --cache {self.path}`"
+            )
+        if self._is_unsealed(name):
+            raise Unsealed(self.progress(name))
+        return Table(self.store(name), name, f"{name} of {self.path}")
+
+    def progress(self, name: str) -> str:
+        """One line on how far an unsealed table is and how to continue it."""
+        store = self.store(name)
+        manifest = Manifest.from_json(store.attributes(name)["manifest"])
+        spans = [manifest.rows_of(chunk) for chunk in np.flatnonzero(store.read(name, "done"))]
+        done = sum(span.stop - span.start for span in spans)
+        return (
+            f"{name} of {self.path} holds {done:,} of {manifest.rows:,} rows; a table is read once it is complete "
+            "and sealed; run the same `spaner extract` again to continue"
+        )
+
+    def verify(self) -> list[Problem]:
+        """Everything that is damaged; reads every byte once. Empty when the cache is sound."""
+        stores = [store for store in self._stores if store.path.exists()]
+        return [problem for store in stores for problem in verify.verify(store)]
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        manifest: Manifest,
+        ids: Sequence[str],
+        labels: Int[np.ndarray, " N"],
+        draws: Mapping[str, Int[np.ndarray, " K"]] | None = None,
+        *,
+        overwrite: bool = False,
+        worker: tuple[int, int] = (0, 1),
+    ) -> Writer:
+        """Start a table, or continue it where it stopped.
+
+        Args:
+            manifest: its identity; `ids_sha256(ids)` as rows_sha256, and the hash of every draw.
+            ids: one per row, unique, stable, relative.
+            labels: class of each row.
+            draws: few-shot draws to store, by name; row numbers.
+            overwrite: replace a table of this name, finished or not.
+            worker: (r, W) to share the table with other processes: this one fills chunks r, r + W, …
+
+        Raises:
+            Mismatch: a table of this name was made with other settings; the message names them.
+            Busy: another live process is writing it.
+            CacheError: the listing contradicts itself, or the disk is full.
+        """
+        staging, draws = self._writable(), draws or {}
+        ids, labels = [str(name) for name in ids], np.asarray(labels)
+        begin.check_manifest(manifest, self.dataset)
+        begin.check_listing(manifest, ids, labels, draws, len(self.class_names))
+        if overwrite and worker[1] > 1:
+            raise CacheError(
+                f"workers cannot share the replacing of {manifest.table}; use one with --overwrite"
+            )
+        release = self._acquire(manifest.table, worker)
+        try:
+            published = self._prepare(
+                staging, manifest, begin.packed(ids, labels, draws), overwrite=overwrite
+            )
+            reopen = (lambda chunks: self._reopen(staging, manifest, chunks)) if published else None
+            guard = partial(root_lock, self.path)
+            return Writer(staging, manifest, release, guard=guard, worker=worker, reopen=reopen)
+        except BaseException:
+            release()
+            raise
+
+    def add(
+        self,
+        modality: str,
+        split: str,
+        features: Float[np.ndarray, "N D"] | Float[np.ndarray, "N V D"],
+        labels: Int[np.ndarray, " N"],
+        ids: Sequence[str] | None = None,
+        *,
+        encoder: EncoderSpec | str,
+        views: Sequence[str] | None = None,
+        dtype: str | None = None,
+        chunk_rows: int = 1024,
+        overwrite: bool = False,
+    ) -> Table:
+        """Store vectors that you have already, so that they can be trained on.
+
+        Args:
+            modality: "image", "text", "audio" or a name of yours.
+            split: "train", "test", …; for text, the name of the template set.
+            features: raw embeddings, not normalised.
+            labels: class index of each row.
+            ids: one unique text per row; default: the row number.
+            encoder: its name, or a full spec. Tables are compared by it.
+            views: a name for each view; for text, the templates.
+            dtype: "float16" or "float32"; default: float16 if the features are, else float32.
+
+        Raises:
+            Corrupt: a row holds NaN or infinity.
+            Mismatch: other vectors are there under this name.
+            CacheError: shapes, ids or labels do not fit.
+        """
+        table = f"{modality}/{split}"
+        rows = arrays.as_rows(table, features, dtype)
+        names = [f"{row:07d}" for row in range(len(rows))] if ids is None else [str(name) for name in ids]
+        labels = np.asarray(labels)
+        if not len(rows) == len(names) == len(labels):
+            raise CacheError(
+                f"{table} has {len(rows)} rows of features, {len(names)} ids and {len(labels)} labels; "
+                "give one of each per row"
+            )
+        arrays.refuse_nan(table, rows, names)
+        spec = arrays.brought(encoder, modality, rows) if isinstance(encoder, str) else encoder
+        where = (modality, split)
+        manifest = arrays.manifest_of(self.dataset, where, rows, labels, names, spec, views, chunk_rows)
+        with self.begin(manifest, names, labels, overwrite=overwrite) as writer:
+            arrays.fill(writer, rows)
+        return self.table(table)
+
+    def close(self) -> None:
+        """Release the files. An HDF5 cache publishes its finished tables first."""
+        try:
+            if self._staging is not None and self._staging.path != self.path:
+                with root_lock(self.path):
+                    attributes = seal.root_attributes(self.dataset, self.class_names)
+                    publish(self.path, self._staging, attributes, lambda table: table in self._kept)
+        finally:
+            for lock in [lock for locks in self._kept.values() for lock in locks]:
+                lock.release()
+            self._kept.clear()
+            for store in self._stores:
+                store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        return sorted({name for store in self._stores for name in store.tables()})
+
+    def store(self, name: str) -> Store:
+        return next(store for store in self._stores if name in store.tables())
+
+    def _is_unsealed(self, name: str) -> bool:
+        try:
+            return set(self.store(name).attributes(name)) == {"manifest"}
+        except Corrupt:
+            return False
+
+    def _writable(self) -> ZarrStore:
+        if self._staging is None:
+            raise CacheError(f"{self.path} is open for reading; use spaner.cache.create to add tables")
+        return self._staging
+
+    def _acquire(self, table: str, worker: tuple[int, int]) -> Callable[[], None]:
+        if table in self._kept:
+            return lambda: None
+        locks = table_lock(self.path, table, worker=worker)
+        if self._writable().path != self.path:
+            self._kept[table] = locks
+            return lambda: None
+        return lambda: [lock.release() for lock in locks] and None
+
+    def _prepare(
+        self, staging: ZarrStore, manifest: Manifest, listing: dict[str, np.ndarray], *, overwrite: bool
+    ) -> bool:
+        """Make the table or agree with it; True if it is finished and lies in the HDF5 file."""
+        table = manifest.table
+        with root_lock(self.path):
+            ensure_root(staging, seal.root_attributes(self.dataset, self.class_names))
+            if overwrite or table not in self._names():
+                begin.create(staging, manifest, listing)
+                return False
+            store = self.store(table)
+        begin.agree(store, manifest, listing)
+        return store is not staging
+
+    def _reopen(self, staging: ZarrStore, manifest: Manifest, chunks: list[int]) -> None:
+        with root_lock(self.path):
+            ensure_root(staging, seal.root_attributes(self.dataset, self.class_names))
+            attributes = {"manifest": manifest.to_json()}
+            begin.copy(
+                self.store(manifest.table), staging, manifest.table, attributes=attributes, skip=chunks
+            )

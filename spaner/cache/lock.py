@@ -1,0 +1,84 @@
+"""One writer at a time, without leaving anything behind when it is killed.
+
+The lock is the kernel's (flock), so it ends with the process that holds it, however that ends. The lock file
+only says who holds it; it lies beside the cache, never in it, and is removed on release. flock reaches
+other hosts only on network file systems that pass it on: elsewhere, keep two hosts off one table.
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Self
+
+from spaner.cache.errors import Busy, CacheError
+from spaner.cache.files import writing
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: reading works, writing says so
+    fcntl = None
+
+
+def lock_path(cache: Path, name: str) -> Path:
+    """The lock file of one part of a cache, a hidden neighbour of it."""
+    return cache.with_name(f".{cache.name}.{name.replace('/', '+')}.lock")
+
+
+class Lock:
+    """Holds `path` until `release`.
+
+    Args:
+        what: named in the message, e.g. "image/train of cache/digits".
+        shared: several holders may share it, none of them alone.
+        wait: block until it is free instead of raising.
+
+    Raises:
+        Busy: another live process holds it.
+    """
+
+    def __init__(self, path: Path, what: str, *, shared: bool = False, wait: bool = False) -> None:
+        if fcntl is None:
+            raise CacheError("writing a cache needs a POSIX system (flock); reading works everywhere")
+        self.path = path
+        with writing(path):
+            self._file = self._acquire(what, shared=shared, wait=wait)
+
+    def _acquire(self, what: str, *, shared: bool, wait: bool) -> int:
+        mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(file, mode)
+            except BlockingIOError:
+                holder = os.read(file, 200).decode("utf-8", "replace") or "another process"
+                os.close(file)
+                raise Busy(f"{what} is being written by {holder}; wait for it to end, or stop it") from None
+            if self._is_current(file):
+                os.ftruncate(file, 0)
+                os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return file
+            os.close(file)  # the previous holder removed the file between our open and our lock
+
+    def _is_current(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Let go, and remove the file unless another holder shares it."""
+        if self._file < 0:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path.unlink(missing_ok=True)
+        except BlockingIOError:
+            pass
+        os.close(self._file)
+        self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

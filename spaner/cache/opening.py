@@ -1,0 +1,75 @@
+"""From a path to its stores: which format it is, and what to say when it is not a cache."""
+
+from pathlib import Path
+
+from spaner.cache import seal
+from spaner.cache.errors import CacheError, Corrupt
+from spaner.cache.hdf5_store import HEADER, Hdf5Store
+from spaner.cache.manifest import SCHEMA
+from spaner.cache.store import Store
+from spaner.cache.zarr_store import ZarrStore
+
+
+def parts_of(path: Path) -> Path:
+    """Where the tables of an HDF5 cache lie until they are published."""
+    return path.with_name(path.name + ".parts")
+
+
+def stores_at(path: Path) -> list[Store]:
+    """The stores that make up the cache at `path`, the first one with a table being the one that counts.
+
+    Raises:
+        CacheError: nothing is there, or it is not a cache of this schema.
+        Corrupt: it is one, but damaged.
+    """
+    parts = parts_of(path)
+    stores: list[Store] = [_zarr(parts)] if (parts / "zarr.json").is_file() else []
+    if path.is_dir():
+        stores.append(_zarr(path))
+    elif path.is_file():
+        stores.append(_hdf5(path))
+    if not stores:
+        raise CacheError(f"no cache at {path}; make one with `spaner extract --cache {path}`")
+    return stores
+
+
+def _zarr(path: Path) -> ZarrStore:
+    if not (path / "zarr.json").is_file():
+        raise CacheError(f"{path} is a folder without zarr.json, not a spaner cache; check --cache")
+    store = ZarrStore(path)
+    _check(store, path)
+    return store
+
+
+def _hdf5(path: Path) -> Hdf5Store:
+    with path.open("rb") as stream:
+        first = stream.read(HEADER).split(b"\n")[0].decode("utf-8", "replace")
+    _check_schema(first, path)
+    store = Hdf5Store(path)
+    _check(store, path)
+    return store
+
+
+def _check(store: Store, path: Path) -> None:
+    attributes = store.attributes()
+    _check_schema(attributes.get("schema"), path)
+    try:
+        sound = attributes == seal.root_attributes(attributes["dataset"], attributes["class_names"])
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise Corrupt(
+            f"the metadata of {path} differ from their digest: a bit has flipped or they were edited; "
+            "extract again into another --cache"
+        )
+
+
+def _check_schema(found: object, path: Path) -> None:
+    if found == SCHEMA:
+        return
+    if isinstance(found, str) and found.startswith("spaner-cache/"):
+        raise CacheError(
+            f"{path} has schema {found[:40]}, this spaner reads {SCHEMA}; read it with the spaner that "
+            "made it (a newer one: `pip install -U spaner`)"
+        )
+    raise CacheError(f"{path} is not a spaner cache: no schema {SCHEMA} in it; check --cache")

@@ -1,0 +1,213 @@
+"""Fills one table chunk by chunk so that a kill at any moment loses at most the chunk in flight.
+
+Order per chunk: rows, checksum, done flag; the seal last. A chunk that is flagged done is hashed again when
+work resumes, and redone if it does not match: neither a torn write nor a power cut goes unnoticed.
+Several processes may fill one table, worker r of W taking chunks r, r + W, …; whoever finishes last seals.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from spaner.cache import files, seal
+from spaner.cache.errors import CacheError, Corrupt, Unsealed
+from spaner.cache.listing import REASON_BYTES, pack_reason, unpack
+from spaner.cache.manifest import Manifest
+from spaner.cache.store import FAILED, OK
+from spaner.cache.zarr_store import ZarrStore
+
+
+class Writer:
+    """Made by `Cache.begin`; use it as a context manager, which ends the lock.
+
+    Attributes:
+        manifest: the table's identity.
+        pending: chunks of this worker that are not done yet, in order.
+    """
+
+    def __init__(
+        self,
+        store: ZarrStore,
+        manifest: Manifest,
+        release: Callable[[], None],
+        *,
+        guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        worker: tuple[int, int] = (0, 1),
+        reopen: Callable[[list[int]], None] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self._store = store
+        self._table = manifest.table
+        self._release = release
+        self._guard = guard  # held while sealing, which two workers may try at once
+        self._reopen = reopen  # brings a table that is published elsewhere back, without these chunks
+        self._mine = range(worker[0], manifest.chunks, worker[1])
+        self.pending = [] if self.sealed else [chunk for chunk in self._mine if not self._is_done(chunk)]
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the table is finished, so that nothing is left to write."""
+        return self._reopen is not None or "seal" in self._store.attributes(self._table)
+
+    def rows(self, chunk: int) -> slice:
+        """Row numbers of one chunk."""
+        return self.manifest.rows_of(chunk)
+
+    def write(
+        self,
+        chunk: int,
+        features: Float[np.ndarray, "n V D"],
+        status: UInt8[np.ndarray, " n"] | None = None,
+        reasons: dict[int, str] | None = None,
+    ) -> None:
+        """Store one pending chunk.
+
+        Args:
+            features: raw embeddings, cast to the table's dtype; rows of failed samples become zeros.
+            status: 1 ok, 2 failed; default: failed where `reasons` says why, else ok.
+            reasons: row within the chunk -> why it failed.
+
+        Raises:
+            Corrupt: a row that should be ok holds NaN or infinity.
+            CacheError: the chunk is not pending, wrong shape or status, or the disk is full.
+        """
+        if chunk not in self.pending:
+            raise CacheError(f"chunk {chunk} of {self._table} is not waiting to be written; reset it first")
+        reasons = reasons or {}
+        rows = self._cast(chunk, features)
+        status = self._statuses(len(rows), status, reasons)
+        rows[status == FAILED] = 0
+        self._refuse_nan(chunk, rows)
+        reason = np.zeros((len(rows), REASON_BYTES), np.uint8)
+        for row in np.flatnonzero(status == FAILED):
+            reason[row] = pack_reason(reasons.get(int(row), ""))
+        self._store.clear_chunk(self._table, "done", chunk)
+        self._put(chunk, rows, status, reason)
+        self.pending = [other for other in self.pending if other != chunk]
+
+    def _put(self, chunk: int, rows: np.ndarray, status: np.ndarray, reason: np.ndarray) -> None:
+        store, table = self._store, self._table
+        store.write_chunk(table, "features", chunk, rows)
+        store.write_chunk(table, "status", chunk, status)
+        if reason.any():
+            store.write_chunk(table, "reason", chunk, reason)
+        else:
+            store.clear_chunk(table, "reason", chunk)
+        checksum = np.frombuffer(seal.chunk_checksum(rows, status, reason), np.uint8)
+        store.write_chunk(table, "checksum", chunk, checksum[None])
+        store.write_chunk(table, "done", chunk, np.ones(1, np.uint8))
+
+    def reset(self, chunks: Iterable[int]) -> None:
+        """Reopen chunks for writing again. The table is unsealed first: a kill leaves it unfinished, never wrong.
+
+        Raises:
+            CacheError: a chunk number that the table does not have.
+        """
+        again = sorted(set(chunks))
+        if outside := [chunk for chunk in again if chunk not in self._mine]:
+            raise CacheError(f"{self._table} has chunks 0 to {self.manifest.chunks - 1}, asked for {outside}")
+        if not again:
+            return
+        if self._reopen is not None:
+            self._reopen(again)
+            self._reopen = None
+        else:
+            self._store.set_attributes(self._table, {"manifest": self.manifest.to_json()})
+        for chunk in again:
+            self._store.clear_chunk(self._table, "done", chunk)
+        self.pending = sorted({*self.pending, *again})
+
+    def seal(self, measured: dict[str, Any] | None = None) -> bool:
+        """Finish the table; one that is sealed already stays as it is.
+
+        Args:
+            measured: facts found while extracting, e.g. purity. They are not part of the identity.
+
+        Returns:
+            False if other workers still have chunks to write; the last of them seals.
+
+        Raises:
+            Unsealed: this writer's own chunks are not all written.
+        """
+        if self.sealed:
+            return True
+        if self.pending:
+            left = ", ".join(map(str, self.pending[:5])) + (", …" if len(self.pending) > 5 else "")
+            raise Unsealed(
+                f"{self._table} cannot be sealed: {len(self.pending)} of {self.manifest.chunks} chunks are not "
+                f"written ({left}); write them first"
+            )
+        if not self._store.read(self._table, "done").all():
+            return False
+        with self._guard():
+            if not self.sealed:
+                self._seal(measured or {})
+        return True
+
+    def _seal(self, measured: dict[str, Any]) -> None:
+        attributes = {"manifest": self.manifest.to_json(), "measured": measured}
+        attributes["seal"] = seal.make(self._store, self._table, self.manifest, measured)
+        files.settle()
+        self._store.set_attributes(self._table, attributes)
+        files.settle()
+
+    def close(self) -> None:
+        """Release the table. What is written stays, and `Cache.begin` continues from it."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- checks ----------------------------------------------------------------------------------
+
+    def _is_done(self, chunk: int) -> bool:
+        store, table = self._store, self._table
+        try:
+            if store.read(table, "done", chunk, chunk + 1)[0] != 1:
+                return False
+            stored = store.read(table, "checksum", chunk, chunk + 1).tobytes()
+            if stored == seal.stored_checksum(store, table, self.rows(chunk)):
+                return True
+        except Corrupt:
+            pass
+        store.clear_chunk(table, "done", chunk)
+        return False
+
+    def _cast(self, chunk: int, features: np.ndarray) -> np.ndarray:
+        rows = self.rows(chunk)
+        expected = (rows.stop - rows.start, len(self.manifest.views), self.manifest.dim)
+        features = np.asarray(features)
+        if features.shape != expected:
+            raise CacheError(
+                f"chunk {chunk} of {self._table} has shape {features.shape}, expected {expected} "
+                "(rows, views, dim); check the encoder's output"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            return features.astype(self.manifest.dtype)
+
+    def _statuses(self, rows: int, status: np.ndarray | None, reasons: dict[int, str]) -> np.ndarray:
+        if status is None:
+            status = np.full(rows, OK, np.uint8)
+            status[list(reasons)] = FAILED
+        status = np.asarray(status, np.uint8)
+        if status.shape != (rows,) or not np.isin(status, (OK, FAILED)).all():
+            raise CacheError(
+                f"status must be {rows} values of 1 (ok) or 2 (failed), found {status[:8].tolist()}"
+            )
+        return status
+
+    def _refuse_nan(self, chunk: int, rows: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2)))
+        if len(bad):
+            first = self.rows(chunk).start + bad[:3]
+            names = [str(unpack(self._store.read(self._table, "ids", row, row + 1))[0]) for row in first]
+            raise Corrupt(
+                f"{len(bad)} rows of {self._table} hold NaN or infinity in {self.manifest.dtype}, "
+                f"first {', '.join(names)}; mark them failed, or use a wider dtype"
+            )

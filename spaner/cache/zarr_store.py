@@ -1,0 +1,223 @@
+"""A cache as a Zarr v3 directory.
+
+It writes the plainest part of Zarr v3 itself: regular chunks along the first axis, raw little-endian bytes,
+no compression, chunk files "c.<i>.0.0". Three things follow that a library in between would not promise:
+a chunk file is `np.fromfile`-able and mapped into memory as it is, the bytes on disk do not depend on a
+library version (so a killed table can end bit-identical), and every metadata file can be checked bit by bit.
+zarr-python reads all of it (the store contract holds that), and it is how this store reads an array that
+somebody has compressed since.
+"""
+
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spaner.cache import files
+from spaner.cache.errors import CacheError, Corrupt
+from spaner.cache.manifest import Manifest
+from spaner.cache.store import ArraySpec, stored_layout
+
+MAP_FROM = 1 << 16  # bytes from which mapping a chunk beats reading it
+OPTIONAL = ("status", "reason", "checksum", "done")  # a chunk that is absent reads as zeros
+PER_CHUNK = ("features", *OPTIONAL)  # what encoding a chunk again writes anew
+
+
+def group_json(attributes: dict[str, Any]) -> bytes:
+    """The only bytes that a group's zarr.json may have."""
+    return _render({"attributes": attributes, "node_type": "group", "zarr_format": 3})
+
+
+def array_json(spec: ArraySpec) -> bytes:
+    """The only bytes that an array's zarr.json may have."""
+    order = [{"configuration": {"endian": "little"}, "name": "bytes"}]
+    return _render(
+        {
+            "attributes": {},
+            "chunk_grid": {"configuration": {"chunk_shape": list(spec.chunk_shape)}, "name": "regular"},
+            "chunk_key_encoding": {"configuration": {"separator": "."}, "name": "default"},
+            "codecs": order if np.dtype(spec.dtype).itemsize > 1 else [{"name": "bytes"}],
+            "data_type": spec.dtype,
+            "fill_value": 0.0 if spec.dtype.startswith("float") else 0,
+            "node_type": "array",
+            "shape": list(spec.shape),
+            "zarr_format": 3,
+        }
+    )
+
+
+def _render(metadata: dict[str, Any]) -> bytes:
+    text = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
+
+
+class ZarrStore:
+    """Reads and writes one cache directory; see `store.Store` for the reading half."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._specs: dict[str, ArraySpec | None] = {}
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def tables(self) -> list[str]:
+        found = self.path.glob("[!.]*/[!.]*/zarr.json")
+        return sorted(f"{file.parent.parent.name}/{file.parent.name}" for file in found)
+
+    def attributes(self, table: str = "") -> dict[str, Any]:
+        metadata = self._metadata(table)
+        if metadata.get("node_type") != "group" or not isinstance(metadata.get("attributes"), dict):
+            raise Corrupt(_damaged(self.path / table / "zarr.json", "it is not a Zarr v3 group"))
+        return metadata["attributes"]
+
+    def read(self, table: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        spec = self.spec(table, array)
+        if spec is None:
+            return self._read_foreign(table, array, start, stop)
+        stop = spec.shape[0] if stop is None else min(stop, spec.shape[0])
+        first, last = start // spec.chunk, max(start, stop - 1) // spec.chunk
+        if first == last:
+            offset = first * spec.chunk
+            return self._chunk(table, array, spec, first)[start - offset : stop - offset]
+        out = np.empty((stop - start, *spec.shape[1:]), np.dtype(spec.dtype))
+        for index in range(first, last + 1):
+            low, high = max(start, index * spec.chunk), min(stop, (index + 1) * spec.chunk)
+            block = self._chunk(table, array, spec, index)
+            out[low - start : high - start] = block[low - index * spec.chunk : high - index * spec.chunk]
+        return out
+
+    def spec(self, table: str, array: str) -> ArraySpec | None:
+        """Layout of an array; None if it is valid Zarr that this store did not write."""
+        name = f"{table}/{array}"
+        if name not in self._specs:
+            self._specs[name] = _plain(self._metadata(name))
+        return self._specs[name]
+
+    def _metadata(self, node: str) -> dict[str, Any]:
+        file = self.path / node / "zarr.json"
+        try:
+            metadata = json.loads(file.read_bytes())
+        except FileNotFoundError:
+            raise Corrupt(_damaged(file, "it is missing")) from None
+        except (ValueError, RecursionError) as error:
+            raise Corrupt(_damaged(file, f"it is not JSON ({error})")) from None
+        if not isinstance(metadata, dict):
+            raise Corrupt(_damaged(file, "it is not a JSON object"))
+        return metadata
+
+    def _chunk(self, table: str, array: str, spec: ArraySpec, index: int) -> np.ndarray:
+        file = self.chunk_file(table, array, spec, index)
+        dtype, shape = np.dtype(spec.dtype).newbyteorder("<"), spec.chunk_shape
+        size = int(np.prod(shape)) * dtype.itemsize
+        try:
+            with file.open("rb") as stream:
+                found = os.fstat(stream.fileno()).st_size
+                if found != size:
+                    raise Corrupt(_damaged(file, f"it has {found:,} of {size:,} bytes"))
+                small = size < MAP_FROM
+                data = stream.read() if small else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            if array not in OPTIONAL:
+                raise Corrupt(_damaged(file, "it is missing")) from None
+            return np.broadcast_to(np.zeros((), dtype), shape)
+        return np.frombuffer(data, dtype).reshape(shape)
+
+    def chunk_file(self, table: str, array: str, spec: ArraySpec, index: int) -> Path:
+        """Where chunk `index` of an array lies."""
+        return self.path / table / array / ("c." + ".".join([str(index)] + ["0"] * (len(spec.shape) - 1)))
+
+    def _read_foreign(self, table: str, array: str, start: int, stop: int | None) -> np.ndarray:
+        import zarr  # two seconds of import that no cache of ours needs
+
+        try:
+            node = zarr.open_array(self.path / table / array, mode="r")
+            return np.asarray(node[start:stop])
+        except Exception as error:  # zarr has no common base for what damaged metadata can raise
+            file = self.path / table / array / "zarr.json"
+            raise Corrupt(_damaged(file, f"zarr says {str(error).splitlines()[:1]}")) from error
+
+    def damage(self, table: str = "") -> list[tuple[int | None, str]]:
+        groups = [table, f"{table}/draws"] if table else ["", *{name.split("/")[0] for name in self.tables()}]
+        present = [group for group in sorted(groups) if group == table or (self.path / group).is_dir()]
+        found = [(None, what) for group in present for what in self._group_damage(group)]
+        if not table or found:
+            return found
+        try:
+            manifest = Manifest.from_json(self.attributes(table).get("manifest"))
+            expected = stored_layout(self, table, manifest)
+        except CacheError as error:
+            return [(None, str(error))]
+        return [found for array, spec in expected.items() for found in self._array_damage(table, array, spec)]
+
+    def _group_damage(self, node: str) -> list[str]:
+        file = self.path / node / "zarr.json"
+        try:
+            sound = group_json(self.attributes(node)) == file.read_bytes()
+        except Corrupt as error:
+            return [str(error)]
+        return [] if sound else [_damaged(file, "it differs from the bytes it was written with")]
+
+    def _array_damage(self, table: str, array: str, spec: ArraySpec) -> list[tuple[int | None, str]]:
+        file = self.path / table / array / "zarr.json"
+        if not file.is_file() or array_json(spec) != file.read_bytes():
+            return [(None, _damaged(file, "it differs from the bytes it was written with"))]
+        last, rest = spec.chunks - 1, spec.shape[0] % spec.chunk
+        chunk = last if array in PER_CHUNK else None
+        try:
+            padding = self._chunk(table, array, spec, last)[rest:].tobytes() if rest else b""
+        except Corrupt as error:
+            return [(chunk, str(error))]
+        file = self.chunk_file(table, array, spec, last)
+        return [(chunk, _damaged(file, "the padding after the last row is not zero"))] if any(padding) else []
+
+    def close(self) -> None:
+        self._specs.clear()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def set_attributes(self, table: str, attributes: dict[str, Any]) -> None:
+        """Replace the attributes of a group in one step, creating the group."""
+        folder = self.path / table
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        files.write(folder / "zarr.json", group_json(attributes))
+
+    def create_array(self, table: str, array: str, spec: ArraySpec) -> None:
+        """Make an empty array; chunks that are not written read as zeros."""
+        folder = self.path / table / array
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        files.write(folder / "zarr.json", array_json(spec))
+
+    def write_chunk(self, table: str, array: str, index: int, rows: np.ndarray) -> None:
+        """Replace one chunk in one step. `rows` may be short only in the last chunk."""
+        spec = self.spec(table, array)
+        assert spec is not None, f"{table}/{array} is not written by this store"
+        block = np.ascontiguousarray(rows, np.dtype(spec.dtype).newbyteorder("<"))
+        if len(block) < spec.chunk:
+            padding = np.zeros((spec.chunk - len(block), *spec.shape[1:]), block.dtype)
+            block = np.concatenate([block, padding])
+        files.write(self.chunk_file(table, array, spec, index), block.reshape(-1).view(np.uint8).data)
+
+    def clear_chunk(self, table: str, array: str, index: int) -> None:
+        """Make one chunk zeros by removing its file."""
+        spec = self.spec(table, array)
+        assert spec is not None, f"{table}/{array} is not written by this store"
+        files.remove(self.chunk_file(table, array, spec, index))
+
+
+def _plain(metadata: dict[str, Any]) -> ArraySpec | None:
+    try:
+        shape = tuple(int(size) for size in metadata["shape"])
+        chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        spec = ArraySpec(shape, str(metadata["data_type"]), int(chunk))
+        return spec if json.loads(array_json(spec)) == metadata and min(shape) > 0 < spec.chunk else None
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def _damaged(file: Path, why: str) -> str:
+    return f"{file} is damaged: {why}; run `spaner cache verify` to see what else is"
