@@ -35,8 +35,8 @@ def as_rows(table: str, features: np.ndarray, dtype: str | None) -> Float[np.nda
     features = np.asarray(features)
     if features.ndim not in (2, 3) or 0 in features.shape or features.dtype.kind not in "fiu":
         raise CacheError(
-            f"features of {table} have shape {features.shape} and type {features.dtype}, expected numbers of shape "
-            "(rows, dim) or (rows, views, dim)"
+            f"features of {table} have shape {features.shape} and type {features.dtype}, "
+            "expected numbers of shape (rows, dim) or (rows, views, dim)"
         )
     stored = dtype or ("float16" if features.dtype == np.float16 else "float32")
     if stored not in ("float16", "float32"):
@@ -51,8 +51,8 @@ def refuse_nan(table: str, features: Float[np.ndarray, "N V D"], ids: Sequence[s
     bad = np.flatnonzero(~np.isfinite(features).all(axis=(1, 2)))
     if len(bad):
         raise Corrupt(
-            f"{len(bad)} rows of {table} hold NaN or infinity in {features.dtype}, first {ids[int(bad[0])]!r}; "
-            "drop these rows, or use a wider dtype"
+            f"{len(bad)} rows of {table} hold NaN or infinity in {features.dtype}, "
+            f"first {ids[int(bad[0])]!r}; drop these rows, or use a wider dtype"
         )
 
 
@@ -73,8 +73,8 @@ def manifest_of(
         raise CacheError(
             f"{'/'.join(table)} has {count} views but {len(names)} view names; give one per view"
         )
-    state = hashlib.sha256(features)
-    state.update(np.ascontiguousarray(labels, np.int32))
+    state = hashlib.sha256(features.tobytes())
+    state.update(np.asarray(labels, "<i4").tobytes())
     return Manifest(
         dataset=dataset,
         modality=table[0],

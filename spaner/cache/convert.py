@@ -1,8 +1,10 @@
 """A finished cache in the other format, without loss, or as plain files for other tools."""
 
 import csv
+import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,10 +76,9 @@ def _rows(table: Table, class_names: list[str], place: Path) -> Path:
         "ok": table.ok.tolist(),
     }
     if importlib.util.find_spec("pyarrow"):
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.table(columns), place / "rows.parquet")
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+        table_of: Any = importlib.import_module("pyarrow").table
+        parquet.write_table(table_of(columns), place / "rows.parquet")
         return place / "rows.parquet"
     with (place / "rows.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream)

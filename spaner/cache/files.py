@@ -23,15 +23,15 @@ def partial(path: Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an operating-system error into one line about `path`.
+def writing(path: Path, *also: type[Exception]) -> Iterator[None]:
+    """Turn an operating-system error (and those of `also`) into one line about `path`.
 
     Raises:
         CacheError: the disk is full, or `path` cannot be written.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:  # h5py reports a failed flush as RuntimeError
+    except (OSError, *also) as error:
         raise CacheError(_refusal(error, path)) from error
 
 

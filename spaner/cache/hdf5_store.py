@@ -44,7 +44,7 @@ class Hdf5Store:
         self.path = path
         _check_length(path)
         try:
-            self._file = h5py.File(path, "r", locking=False)
+            self._file: Any = h5py.File(path, "r", locking=False)
         except (OSError, RuntimeError) as error:
             raise Corrupt(f"{path} is damaged: {_first_line(error)}; extract it again") from error
         with path.open("rb") as stream:
@@ -58,24 +58,20 @@ class Hdf5Store:
             stored = self._file["/" + table].attrs
             return {name: json.loads(stored[name].tobytes()) for name in sorted(stored)}
         except Exception as error:  # h5py raises whatever damaged bytes make it stumble on
-            raise Corrupt(f"metadata of {table or 'the cache'} in {self.path} are damaged: {_first_line(error)}; "
-                          "extract it again") from error  # fmt: skip
+            what = f"metadata of {table or 'the cache'} in {self.path}"
+            raise Corrupt(f"{what} are damaged: {_first_line(error)}; extract it again") from error
 
     def read(self, table: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         try:
             data = self._file[f"{table}/{array}"]
-            stop = data.shape[0] if stop is None else min(stop, data.shape[0])
             offset = data.id.get_offset()
             if offset is None:  # chunked: parts may be absent, which reads as zeros
                 return data[start:stop]
-            width = int(np.prod(data.shape[1:])) * data.dtype.itemsize
-            count = (stop - start) * width // data.dtype.itemsize
-            flat = np.frombuffer(self._bytes, data.dtype, count, offset + start * width)
-            return flat.reshape(stop - start, *data.shape[1:])
+            whole = np.frombuffer(self._bytes, data.dtype, data.size, offset).reshape(data.shape)
+            return whole[start:stop]
         except Exception as error:  # as above
-            raise Corrupt(
-                f"{array} of {table} in {self.path} is damaged: {_first_line(error)}; run `spaner cache verify`"
-            ) from error
+            what = f"{array} of {table} in {self.path}"
+            raise Corrupt(f"{what} is damaged: {_first_line(error)}; run `spaner cache verify`") from error
 
     def damage(self, table: str = "") -> list[tuple[int | None, str]]:
         if table:
@@ -102,7 +98,7 @@ def write(path: Path, attributes: dict[str, Any], tables: Iterable[tuple[str, St
         CacheError: the disk is full or the folder cannot be written.
     """
     temporary = files.partial(path)
-    with files.writing(path):
+    with files.writing(path, RuntimeError):  # h5py's word for a flush that failed
         try:
             with h5py.File(temporary, "w", userblock_size=HEADER, libver=VERSION) as file:
                 _set_attributes(file, attributes)
@@ -137,7 +133,7 @@ def _copy_array(group: h5py.Group, array: str, spec: ArraySpec, store: Store) ->
 
 def _set_attributes(group: h5py.Group, attributes: dict[str, Any]) -> None:
     for name, value in sorted(attributes.items()):
-        text = canonical(value).encode("utf-8")
+        text = canonical(value).encode("utf-8", "surrogatepass")
         group.attrs.create(name, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
 
 

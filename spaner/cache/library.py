@@ -148,11 +148,11 @@ class Cache:
         """One line on how far an unsealed table is and how to continue it."""
         store = self.store(name)
         manifest = Manifest.from_json(store.attributes(name)["manifest"])
-        spans = [manifest.rows_of(chunk) for chunk in np.flatnonzero(store.read(name, "done"))]
+        spans = [manifest.rows_of(chunk) for chunk in np.flatnonzero(store.read(name, "done")).tolist()]
         done = sum(span.stop - span.start for span in spans)
         return (
-            f"{name} of {self.path} holds {done:,} of {manifest.rows:,} rows; a table is read once it is complete "
-            "and sealed; run the same `spaner extract` again to continue"
+            f"{name} of {self.path} holds {done:,} of {manifest.rows:,} rows; a table is read once it is "
+            "complete and sealed; run the same `spaner extract` again to continue"
         )
 
     def verify(self) -> list[Problem]:
@@ -193,7 +193,7 @@ class Cache:
         begin.check_listing(manifest, ids, labels, draws, len(self.class_names))
         if overwrite and worker[1] > 1:
             raise CacheError(
-                f"workers cannot share the replacing of {manifest.table}; use one with --overwrite"
+                f"--overwrite of {manifest.table} needs a single worker, found {worker[1]}; use one"
             )
         release = self._acquire(manifest.table, worker)
         try:
@@ -301,7 +301,12 @@ class Cache:
         if self._writable().path != self.path:
             self._kept[table] = locks
             return lambda: None
-        return lambda: [lock.release() for lock in locks] and None
+
+        def release() -> None:
+            for lock in locks:
+                lock.release()
+
+        return release
 
     def _prepare(
         self, staging: ZarrStore, manifest: Manifest, listing: dict[str, np.ndarray], *, overwrite: bool

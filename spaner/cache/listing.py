@@ -54,10 +54,10 @@ def ids_sha256(ids: Iterable[str]) -> str:
     """SHA-256 over the ids in order, each as UTF-8 followed by one NUL."""
     state = hashlib.sha256()
     for text in ids:
-        state.update(encode(str(text)) + b"\0")
+        state.update(encode(text) + b"\0")
     return state.hexdigest()
 
 
 def drawn_sha256(ids: Sequence[str] | np.ndarray, rows: Int[np.ndarray, " K"]) -> str:
     """The hash that a manifest keeps of a draw: `ids_sha256` of the drawn ids."""
-    return ids_sha256(ids[row] for row in rows)
+    return ids_sha256(str(ids[row]) for row in np.asarray(rows).tolist())

@@ -5,18 +5,23 @@ only says who holds it; it lies beside the cache, never in it, and is removed on
 other hosts only on network file systems that pass it on: elsewhere, keep two hosts off one table.
 """
 
+import importlib
 import os
 import socket
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from spaner.cache.errors import Busy, CacheError
 from spaner.cache.files import writing
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: reading works, writing says so
-    fcntl = None
+
+def _fcntl() -> Any:
+    try:
+        return importlib.import_module("fcntl")
+    except ImportError:
+        raise CacheError(
+            "writing a cache needs flock, which this system lacks; write it on Linux or macOS"
+        ) from None
 
 
 def lock_path(cache: Path, name: str) -> Path:
@@ -37,13 +42,13 @@ class Lock:
     """
 
     def __init__(self, path: Path, what: str, *, shared: bool = False, wait: bool = False) -> None:
-        if fcntl is None:
-            raise CacheError("writing a cache needs a POSIX system (flock); reading works everywhere")
         self.path = path
+        self._fcntl = _fcntl()
         with writing(path):
             self._file = self._acquire(what, shared=shared, wait=wait)
 
     def _acquire(self, what: str, *, shared: bool, wait: bool) -> int:
+        fcntl = self._fcntl
         mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -70,7 +75,7 @@ class Lock:
         if self._file < 0:
             return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fcntl.flock(self._file, self._fcntl.LOCK_EX | self._fcntl.LOCK_NB)
             self.path.unlink(missing_ok=True)
         except BlockingIOError:
             pass

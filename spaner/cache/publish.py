@@ -1,4 +1,4 @@
-"""Steps that change a cache as a whole, each under one short lock: making its root, publishing HDF5 tables."""
+"""Steps that change a cache as a whole, each under a short lock: making its root, publishing tables."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def ensure_root(store: ZarrStore, attributes: dict[str, Any]) -> None:
 
 
 def publish(path: Path, parts: ZarrStore, attributes: dict[str, Any], is_mine: Callable[[str], bool]) -> None:
-    """Write the sealed tables of the parts into the HDF5 file, then remove them. The caller holds the root lock.
+    """Move the sealed tables of the parts into the HDF5 file. The caller holds the root lock.
 
     Tables that another live process still holds stay; so do unfinished ones.
     """
@@ -71,8 +71,11 @@ def publish(path: Path, parts: ZarrStore, attributes: dict[str, Any], is_mine: C
             before.close()
     for table in sealed:
         begin.discard(parts, table)
-    if parts.path.exists() and not parts.tables():
-        files.remove(parts.path)
+    if not parts.tables():
+        with files.writing(parts.path):
+            if parts.path.exists():
+                parts.path.rename(files.partial(parts.path))  # at once: half a folder would be no cache
+            files.remove(parts.path)
 
 
 def _is_free(path: Path, table: str) -> bool:

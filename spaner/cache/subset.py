@@ -2,7 +2,7 @@
 
 The algorithm is CoOp's (Zhou et al. 2022), which most few-shot results of CLIP share: rows are grouped by
 label in order of first appearance, one `random.sample` per class draws from one continuous stream, and a
-class with fewer rows gives all of them and draws nothing. Seeds 1, 2, 3 and 1, 2, 4, 8, 16 shots are customary.
+class with fewer rows gives all of them and draws nothing. Seeds 1 to 3 and 1, 2, 4, 8, 16 shots are usual.
 Pure functions: no global random state is read or changed. Nothing here knows what a row holds.
 """
 
@@ -55,7 +55,7 @@ def read_draw(
     """Rows of a published index file, in its order.
 
     Args:
-        path: JSON of Lin et al. (2023), `{"train": {"data": [{"impath", "label", "classname"}, …]}, "val": …}`,
+        path: JSON of Lin et al. (2023), `{"train": {"data": [{"impath", "label", "classname"}, …]}, …}`,
             or of CoOp, `{"train": [[path, label, classname], …], …}`.
         ids: ids of the table. An image matches the id that its path ends with, or that ends with its path.
         split: "train", "val" or "test".

@@ -59,7 +59,10 @@ class Table:
     @cached_property
     def status(self) -> UInt8[np.ndarray, " N"]:
         """1 ok, 2 failed."""
-        return np.array(self._store.read(self.name, "status"), np.uint8)
+        status = np.array(self._store.read(self.name, "status"), np.uint8)
+        if not np.isin(status, (OK, FAILED)).all():
+            raise Corrupt(f"the row status of {self._where} is damaged; run `spaner cache verify`")
+        return status
 
     @cached_property
     def ok(self) -> Bool[np.ndarray, " N"]:
@@ -69,7 +72,7 @@ class Table:
     def failures(self) -> dict[str, str]:
         """Id -> reason, of the samples that could not be encoded."""
         found = {}
-        for row in np.flatnonzero(self.status == FAILED):
+        for row in np.flatnonzero(self.status == FAILED).tolist():
             name = unpack(self._store.read(self.name, "ids", row, row + 1))[0]
             found[str(name)] = str(unpack(self._store.read(self.name, "reason", row, row + 1))[0])
         return found
@@ -127,8 +130,8 @@ class Table:
         expected = (rows, len(self.views), self.dim)
         if block.shape != expected or block.dtype != self.manifest.dtype:
             raise Corrupt(
-                f"features of {self._where} have shape {block.shape} and type {block.dtype}, its manifest says "
-                f"{expected} {self.manifest.dtype}; run `spaner cache verify`"
+                f"features of {self._where} have shape {block.shape} and type {block.dtype}, its manifest "
+                f"says {expected} {self.manifest.dtype}; run `spaner cache verify`"
             )
         return block
 

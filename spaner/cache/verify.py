@@ -5,11 +5,12 @@ Reads in blocks, so memory does not grow with the cache. It changes nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from spaner.cache import seal
 from spaner.cache.errors import CacheError
 from spaner.cache.manifest import Manifest
-from spaner.cache.store import Store, stored_layout
+from spaner.cache.store import Store
 
 AGAIN = "extract it again with --overwrite"
 REPAIR = "run `spaner cache repair`"
@@ -78,7 +79,7 @@ def _chunks(store: Store, table: str, manifest: Manifest) -> dict[int, str]:
 
 
 def _hashes(
-    store: Store, table: str, manifest: Manifest, sealed: dict, *, trust_chunks: bool
+    store: Store, table: str, manifest: Manifest, sealed: dict[str, Any], *, trust_chunks: bool
 ) -> list[Problem]:
     now = {
         "draws": lambda: {name: seal.draw_sha256(store, table, name) for name in sorted(manifest.draws)},

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from spaner.cache import files, seal
 from spaner.cache.errors import CacheError, Corrupt, Unsealed
@@ -101,7 +101,7 @@ class Writer:
         store.write_chunk(table, "done", chunk, np.ones(1, np.uint8))
 
     def reset(self, chunks: Iterable[int]) -> None:
-        """Reopen chunks for writing again. The table is unsealed first: a kill leaves it unfinished, never wrong.
+        """Reopen chunks. The table is unsealed first, so that a kill leaves it unfinished, never wrong.
 
         Raises:
             CacheError: a chunk number that the table does not have.
@@ -137,8 +137,8 @@ class Writer:
         if self.pending:
             left = ", ".join(map(str, self.pending[:5])) + (", …" if len(self.pending) > 5 else "")
             raise Unsealed(
-                f"{self._table} cannot be sealed: {len(self.pending)} of {self.manifest.chunks} chunks are not "
-                f"written ({left}); write them first"
+                f"{self._table} cannot be sealed: {len(self.pending)} of {self.manifest.chunks} chunks are "
+                f"not written ({left}); write them first"
             )
         if not self._store.read(self._table, "done").all():
             return False
@@ -153,6 +153,21 @@ class Writer:
         files.settle()
         self._store.set_attributes(self._table, attributes)
         files.settle()
+
+    def read(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n V D"]:
+        """Rows as they are stored so far, to be checked before sealing; those of pending chunks are zeros."""
+        stored = [self._store.read(self._table, "features", int(row), int(row) + 1) for row in rows]
+        return np.concatenate(stored)
+
+    def failures(self) -> dict[str, str]:
+        """Id -> reason, of the samples recorded as failed so far, in this process or an earlier one."""
+        found = {}
+        for row in np.flatnonzero(self._store.read(self._table, "status") == FAILED).tolist():
+            name, why = (
+                unpack(self._store.read(self._table, what, row, row + 1))[0] for what in ("ids", "reason")
+            )
+            found[str(name)] = str(why)
+        return found
 
     def close(self) -> None:
         """Release the table. What is written stays, and `Cache.begin` continues from it."""

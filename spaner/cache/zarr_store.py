@@ -51,7 +51,7 @@ def array_json(spec: ArraySpec) -> bytes:
 
 def _render(metadata: dict[str, Any]) -> bytes:
     text = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8")
+    return (text + "\n").encode("utf-8", "surrogatepass")  # as json.loads reads it
 
 
 class ZarrStore:
@@ -142,7 +142,9 @@ class ZarrStore:
     def damage(self, table: str = "") -> list[tuple[int | None, str]]:
         groups = [table, f"{table}/draws"] if table else ["", *{name.split("/")[0] for name in self.tables()}]
         present = [group for group in sorted(groups) if group == table or (self.path / group).is_dir()]
-        found = [(None, what) for group in present for what in self._group_damage(group)]
+        found: list[tuple[int | None, str]] = [
+            (None, what) for group in present for what in self._group_damage(group)
+        ]
         if not table or found:
             return found
         try:
