@@ -50,8 +50,8 @@ def evaluate(run: Any, cache: caches.Cache | str | Path, split: str | None = Non
 
     Returns:
         `text` and `semantic` (the numbers of `metrics.summary`), `gap`, `chance`, `ceiling`, `rows`,
-        `failed`, `tested` (which table of which cache, by hash), `zero_shot` (the same without itself; None
-        where the encoders share no space of their own).
+        `failed`, `tested` (which table of which cache, by hash), `synthetic`, and `zero_shot` (the same
+        without itself; None where the encoders share no space of their own).
 
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
@@ -182,6 +182,6 @@ def _result(found: dict[str, metrics.Match], cache: caches.Cache, name: str) -> 
             "table": name,
             "manifest_sha256": table.manifest.sha256,
             "encoder": f"{table.manifest.encoder.name} {table.manifest.encoder.weights}",
-            "synthetic": table.manifest.encoder.synthetic,
         },
+        "synthetic": table.manifest.encoder.synthetic,
     }
