@@ -176,7 +176,6 @@ def _installing(store: ZarrStore, table: str) -> Iterator[str]:
             yield new.name
             if not (final.parent / "zarr.json").exists():
                 store.set_attributes(final.parent.name, {})
-            files.settle()
             if final.exists():
                 final.rename(old)
             new.rename(final)

@@ -44,7 +44,7 @@ class Hdf5Store:
         self.path = path
         _check_length(path)
         try:
-            self._file: Any = h5py.File(path, "r", locking=False)
+            self._file: Any = h5py.File(path, "r")
         except (OSError, RuntimeError) as error:
             raise Corrupt(f"{path} is damaged: {_first_line(error)}; extract it again") from error
         with path.open("rb") as stream:

@@ -152,7 +152,6 @@ class Writer:
         attributes["seal"] = seal.make(self._store, self._table, self.manifest, measured)
         files.settle()
         self._store.set_attributes(self._table, attributes)
-        files.settle()
 
     def read(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n V D"]:
         """Rows as they are stored so far, to be checked before sealing; those of pending chunks are zeros."""

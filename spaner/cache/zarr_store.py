@@ -140,13 +140,11 @@ class ZarrStore:
             raise Corrupt(_damaged(file, f"zarr says {str(error).splitlines()[:1]}")) from error
 
     def damage(self, table: str = "") -> list[tuple[int | None, str]]:
-        groups = [table, f"{table}/draws"] if table else ["", *{name.split("/")[0] for name in self.tables()}]
+        groups = {table, f"{table}/draws"} if table else {"", *(name.split("/")[0] for name in self.tables())}
         present = [group for group in sorted(groups) if group == table or (self.path / group).is_dir()]
-        found: list[tuple[int | None, str]] = [
-            (None, what) for group in present for what in self._group_damage(group)
-        ]
-        if not table or found:
-            return found
+        broken = [what for group in present for what in self._group_damage(group)]
+        if not table or broken:
+            return [(None, what) for what in broken]
         try:
             manifest = Manifest.from_json(self.attributes(table).get("manifest"))
             expected = stored_layout(self, table, manifest)
