@@ -44,7 +44,7 @@ class Split:
 
     def take(self, rows: np.ndarray) -> "Split":
         """The same split with only these rows, in this order."""
-        return Split([self.ids[i] for i in rows], self.labels[rows], self.open)
+        return Split([self.ids[int(i)] for i in rows], self.labels[rows], self.open)
 
     def __len__(self) -> int:
         return len(self.ids)

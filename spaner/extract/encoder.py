@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from spaner.cache import EncoderSpec
 from spaner.cache.errors import EncoderError
+from spaner.cache.manifest import EncoderSpec
 
 ENCODERS: dict[str, str] = {
     "digits": "spaner.extract.digits:load",
@@ -25,7 +25,7 @@ ENCODERS: dict[str, str] = {
 
 
 class Encoder(Protocol):
-    """A frozen encoder of one modality: a row depends on one payload and on ``spec``, never on its neighbours."""
+    """A frozen encoder of one modality: a row depends on a payload and ``spec``, never on its neighbours."""
 
     spec: EncoderSpec
 

@@ -1,0 +1,192 @@
+"""From samples to stored chunks, everything at once: files are decoded ahead in threads, the next batch is
+stacked, the encoder runs, and the chunk before is written.
+
+A batch never crosses a chunk, so the bits of a chunk depend on that chunk alone and an interrupted table
+continues bit-identical. Memory holds a few batches and two chunks, whatever the table's length. A sample that
+cannot be opened, or whose row is not finite, becomes a failed row with its reason.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spaner.cache.errors import EncoderError, SpanerError
+from spaner.cache.library import Writer
+from spaner.extract.dataset import Split
+from spaner.extract.encoder import Encoder
+
+NOT_FINITE = "features are not finite"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one chunk, ready for the encoder.
+
+    Attributes:
+        chunk: its number.
+        places: rows within the chunk that could be opened.
+        inputs: their views, row by row: (len(places) * V, …); None where no sample could be opened.
+        reasons: row within the chunk -> why it could not.
+        last: whether the chunk ends here.
+    """
+
+    chunk: int
+    places: list[int]
+    inputs: Tensor | None
+    reasons: dict[int, str]
+    last: bool
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How to work, without any effect on a row: views per encoder call and decoding threads."""
+
+    batch_size: int
+    workers: int
+    pin: bool = False
+
+
+def opened(split: Split, encoder: Encoder, views: int, seed: int) -> Callable[[int], Tensor | str]:
+    """Row number -> its V prepared views (V, …), or the reason why there are none."""
+
+    def load(row: int) -> Tensor | str:
+        key = split.ids[row]
+        try:
+            payload = split.open(key)
+            return torch.stack([encoder.prepare(payload, view, key, seed) for view in range(views)])
+        except SpanerError:
+            raise
+        except (
+            Exception
+        ) as error:  # whatever a broken file makes its decoder raise is that row's failure only
+            return (str(error).splitlines() or [type(error).__name__])[0]
+
+    return load
+
+
+def fill(
+    writer: Writer,
+    load: Callable[[int], Tensor | str],
+    encoder: Encoder,
+    pace: Pace,
+    tick: Callable[[int], None],
+) -> None:
+    """Encode and write every pending chunk. ``tick`` is told the rows of each finished batch.
+
+    Raises:
+        EncoderError: a value too large for the stored type.
+        CacheError: the disk is full, or another of the writer's complaints.
+    """
+    views = len(writer.manifest.views)
+    with ThreadPoolExecutor(pace.workers) as pool, closing(Saver(writer)) as saver:
+        batches = _batches(writer, load, pool, max(1, pace.batch_size // views), pin=pace.pin)
+        with closing(_ahead(batches)) as ready:
+            for batch in ready:
+                saver.take(batch, None if batch.inputs is None else encoder.encode(batch.inputs).numpy())
+                tick(len(batch.places) + len(batch.reasons))
+        saver.finish()
+
+
+def _batches(
+    writer: Writer, load: Callable[[int], Tensor | str], pool: ThreadPoolExecutor, size: int, *, pin: bool
+) -> Iterator[Batch]:
+    spans = [(chunk, writer.rows(chunk)) for chunk in writer.pending]
+    rows = (row for _, span in spans for row in range(span.start, span.stop))
+    loaded = _mapped(pool, load, rows, 2 * size + 2)
+    for chunk, span in spans:
+        count = span.stop - span.start
+        for start in range(0, count, size):
+            places = range(start, min(start + size, count))
+            found = {place: next(loaded) for place in places}
+            good = {place: item for place, item in found.items() if isinstance(item, Tensor)}
+            inputs = torch.cat(list(good.values())) if good else None
+            if inputs is not None and pin:
+                inputs = inputs.pin_memory()
+            reasons = {place: item for place, item in found.items() if isinstance(item, str)}
+            yield Batch(chunk, list(good), inputs, reasons, last=places.stop == count)
+
+
+def _mapped(
+    pool: ThreadPoolExecutor, work: Callable[[int], Tensor | str], rows: Iterable[int], depth: int
+) -> Iterator[Tensor | str]:
+    """``map`` over threads, in order, at most ``depth`` results ahead of the reader."""
+    waiting: deque[Future[Tensor | str]] = deque()
+    for row in rows:
+        waiting.append(pool.submit(work, row))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _ahead(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+    """The same batches, each made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = thread.submit(next, batches, None)
+            yield batch
+
+
+class Saver:
+    """Gathers the batches of a chunk and writes it in a thread, one chunk at a time."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.thread = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
+        self.rows = np.empty(0, np.float32)
+        self.reasons: dict[int, str] = {}
+        self.chunk = -1
+
+    def take(self, batch: Batch, features: np.ndarray | None) -> None:
+        """Add a batch's rows (len(places) * V, D) to its chunk; write the chunk when it is full."""
+        manifest = self.writer.manifest
+        if batch.chunk != self.chunk:
+            span = self.writer.rows(batch.chunk)
+            self.rows = np.zeros((span.stop - span.start, len(manifest.views), manifest.dim), np.float32)
+            self.reasons, self.chunk = {}, batch.chunk
+        self.reasons |= batch.reasons
+        if features is not None:
+            self._place(batch.places, features.reshape(len(batch.places), len(manifest.views), -1))
+        if batch.last:
+            self.save(batch.chunk, self.rows, self.reasons)
+
+    def _place(self, places: list[int], rows: np.ndarray) -> None:
+        finite = np.isfinite(rows.reshape(len(places), -1)).all(axis=1)
+        bad = np.flatnonzero(~finite)
+        self.reasons |= {places[int(row)]: NOT_FINITE for row in bad}
+        rows[bad] = 0
+        self.rows[places] = rows
+
+    def save(self, chunk: int, rows: np.ndarray, reasons: dict[int, str]) -> None:
+        """Hand one chunk to the writing thread, after the chunk before is on disk."""
+        check_range(rows, self.writer.manifest.dtype, self.writer.manifest.table)
+        self.finish()
+        self.writing = self.thread.submit(self.writer.write, chunk, rows, reasons=reasons)
+
+    def finish(self) -> None:
+        """Wait for the chunk being written; raises what went wrong there."""
+        if self.writing is not None:
+            self.writing.result()
+            self.writing = None
+
+    def close(self) -> None:
+        """End the thread, after the chunk it is writing."""
+        self.thread.shutdown()
+
+
+def check_range(rows: np.ndarray, dtype: str, table: str) -> None:
+    """Raise EncoderError if a value does not fit the stored type."""
+    largest = float(np.abs(rows).max(initial=0))
+    if largest > np.finfo(dtype).max:
+        raise EncoderError(
+            f"{table}: the encoder gives values up to {largest:.3g}; {dtype} ends at "
+            f"{np.finfo(dtype).max:.0f}; type `--dtype float32`"
+        )

@@ -1,0 +1,194 @@
+"""Which tables an extraction fills, with which rows and few-shot draws. Decides; opens no file and no "
+"encoder."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spaner.cache.errors import DatasetError
+from spaner.cache.listing import drawn_sha256, ids_sha256
+from spaner.cache.manifest import EncoderSpec, Manifest
+from spaner.cache.subset import few_shot_splits, read_draw
+from spaner.extract import texts
+from spaner.extract.config import ExtractConfig
+from spaner.extract.dataset import Dataset, Split
+from spaner.extract.templates import table_name, templates
+
+INDEX_FILE = re.compile(r"shot_(\d+)-seed_(\d+)\.json$")
+OWN_SCALE_MODALITIES = {"image", "text"}
+
+
+@dataclass(frozen=True, eq=False)
+class TablePlan:
+    """One table to fill.
+
+    Attributes:
+        modality, split: its name.
+        ids, labels: its rows.
+        views: names of the V views; for text, the templates.
+        source: where payloads come from; None for text.
+        draws: name -> row numbers within this table.
+        complete: False if rows that no draw needs were left out.
+    """
+
+    modality: str
+    split: str
+    ids: Sequence[str]
+    labels: np.ndarray
+    views: tuple[str, ...]
+    source: Split | None = None
+    draws: dict[str, np.ndarray] = field(default_factory=dict)
+    complete: bool = True
+
+    @property
+    def name(self) -> str:
+        """modality/split."""
+        return f"{self.modality}/{self.split}"
+
+    def manifest(self, dataset: Dataset, spec: EncoderSpec, config: ExtractConfig) -> Manifest:
+        """The table's identity."""
+        options: dict[str, Any] = {} if self.source is None else dict(dataset.ledger)
+        chunk = (
+            config.chunk_rows
+            if self.source
+            else texts.chunk_rows(config.chunk_rows, len(self.views), spec.dim)
+        )
+        return Manifest(
+            dataset=dataset.name,
+            modality=self.modality,
+            split=self.split,
+            rows=len(self.ids),
+            views=self.views,
+            dim=spec.dim,
+            dtype=config.dtype,
+            chunk_rows=chunk,
+            encoder=spec,
+            # text has no random views, so its rows depend on the seed only where the weights are random
+            seed=config.seed if self.source or spec.synthetic else 0,
+            rows_sha256=ids_sha256(self.ids),
+            complete=self.complete,
+            options=options,
+            draws={name: drawn_sha256(self.ids, rows) for name, rows in self.draws.items()},
+        )
+
+
+def plan(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
+    """Every table of the run, text last.
+
+    Raises:
+        DatasetError: a modality, split, template set or draw that is not there.
+    """
+    _check(config)
+    known = [*dataset.splits, "text"]
+    if config.modality not in (None, *known):
+        raise DatasetError(
+            f"--modality {config.modality}: {dataset.name} has none; expected one of {', '.join(known)}; "
+            f"leave it out for all"
+        )
+    wanted = (
+        list(dataset.splits)
+        if config.modality is None
+        else [m for m in dataset.splits if m == config.modality]
+    )
+    tables = [table for modality in wanted for table in _of_modality(config, dataset, modality)]
+    return tables + (_texts(config, dataset) if config.modality in (None, "image", "text") else [])
+
+
+def _check(config: ExtractConfig) -> None:
+    at_least = {"views": 1, "batch_size": 1, "chunk_rows": 1}
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise DatasetError(
+                f"{flag} {getattr(config, name)}: expected at least {least}; type `{flag} {least}`"
+            )
+    if not 0 <= config.max_failed <= 1:
+        raise DatasetError(
+            f"--max-failed {config.max_failed}: expected a share from 0 to 1; type `--max-failed 0.01`"
+        )
+
+
+def _of_modality(config: ExtractConfig, dataset: Dataset, modality: str) -> list[TablePlan]:
+    splits = dataset.splits[modality]
+    strange = [name for name in config.splits or () if name not in splits]
+    if strange:
+        raise DatasetError(
+            f"--splits {strange[0]}: {dataset.name} has no such {modality} split; expected "
+            f"{', '.join(splits)}; leave it out for all"
+        )
+    views = view_names(config.views) if modality == "image" else ("whole",)
+    draws = _draws(config, dataset, splits)
+    shots = draw_shots(config, dataset)
+    tables = []
+    for name in config.splits or splits:
+        split, drawn, complete = splits[name], draws.get(name, {}), True
+        if name == "train" and drawn and shots is not None:
+            rows = np.unique(np.concatenate(list(drawn.values())))
+            complete = len(rows) == len(split)
+            split, drawn = split.take(rows), {key: np.searchsorted(rows, kept) for key, kept in drawn.items()}
+        tables.append(TablePlan(modality, name, split.ids, split.labels, views, split, drawn, complete))
+    return tables
+
+
+def view_names(count: int) -> tuple[str, ...]:
+    """View 0 is the centre crop, the others are random ones."""
+    return ("center", *(("random",) if count == 2 else tuple(f"random-{i}" for i in range(1, count))))
+
+
+def draw_shots(config: ExtractConfig, dataset: Dataset) -> tuple[int, ...] | None:
+    """The few-shot draws that rows are kept for; None: all rows."""
+    if config.shots == "all":
+        return None
+    if config.draws_from is not None and config.shots is None:
+        return ()
+    return config.shots if config.shots is not None else dataset.shots
+
+
+def _draws(
+    config: ExtractConfig, dataset: Dataset, splits: dict[str, Split]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Split -> name -> rows: of ``train``, and of ``val``, which continues the same stream."""
+    shots = draw_shots(config, dataset)
+    if shots is None or "train" not in splits:
+        return {}
+    train, val = splits["train"], splits.get("val")
+    found: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}}
+    for count in shots:
+        for seed in config.draw_seeds:
+            rest = val.labels if val else np.empty(0, np.int32)
+            name = f"{count}-shot-seed-{seed}"
+            found["train"][name], found["val"][name] = few_shot_splits(train.labels, rest, count, seed)
+    if config.draws_from is not None:
+        name = _index_name(config.draws_from)
+        found["train"] |= {name: read_draw(config.draws_from, train.ids)}
+        found["val"].pop(name, None)
+    return {"train": found["train"], "val": found["val"] if val else {}}
+
+
+def _index_name(path: Path) -> str:
+    match = INDEX_FILE.search(path.name)
+    if not match:
+        raise DatasetError(
+            f"--draws-from {path}: its name tells no shots and seed; expected shot_K-seed_S.json; rename the "
+            f"file"
+        )
+    return f"{int(match[1])}-shot-seed-{int(match[2])}"
+
+
+def _texts(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
+    labels = np.arange(len(dataset.class_names), dtype=np.int32)
+    ids = texts.ids(dataset.class_names)
+    sets = {table_name(name): templates(name) for name in config.templates}
+    return [TablePlan("text", name, ids, labels, tuple(found)) for name, found in sets.items()]
+
+
+def destination(config: ExtractConfig, dataset: Dataset) -> Path:
+    """``--cache``, else ``cache/NAME``, with the largest number of shots behind NAME where rows are drawn."""
+    if config.cache is not None:
+        return Path(config.cache)
+    shots = draw_shots(config, dataset)
+    return Path("cache") / f"{dataset.name}{max(shots) if shots else ''}"

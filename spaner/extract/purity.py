@@ -1,0 +1,81 @@
+"""Facts measured while extracting: does a row depend on its batch, and what did lower precision change?
+
+*Purity*: a few rows, spread over the table, are encoded alone and in other company; the largest relative
+difference ``|a - b| / |b|`` is stored. Rounding makes it some 1e-6 in float32 and some 1e-2 in bfloat16 (8
+bits of mantissa through a dozen layers); an encoder that looks at its neighbours gives 0.1 and more. The
+limits lie between. *Agreement*: the cosine between rows in lower precision and in float32.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spaner.cache.errors import EncoderError
+from spaner.extract.encoder import Encoder
+
+LIMITS = {"float32": 1e-3}
+LOWER_LIMIT = 3e-2
+HALF_STORAGE = 1e-3  # rounding a row to float16 moves it by up to 5e-4 of its length
+PROBES = 8
+AGREEMENT_ROWS = 24
+
+
+def spread(rows: int, count: int) -> list[int]:
+    """``count`` row numbers (or all) evenly over ``rows``, first and last among them."""
+    return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count)).round()})
+
+
+def difference(rows: np.ndarray, reference: np.ndarray) -> float:
+    """Largest ``|a - b| / |b|`` over pairs of rows."""
+    rows, reference = rows.astype(np.float64), reference.astype(np.float64)
+    norms = np.maximum(np.linalg.norm(reference, axis=-1), np.finfo(np.float32).tiny)
+    return float((np.linalg.norm(rows - reference, axis=-1) / norms).max(initial=0.0))
+
+
+def measure(encoder: Encoder, probes: Tensor) -> tuple[float, np.ndarray]:
+    """Largest relative difference of rows alone against in company, and the rows alone (n, D).
+
+    Company is the batch of all probes, once in order and once with each probe's neighbours exchanged.
+    """
+    alone = np.concatenate([encoder.encode(probe[None]).numpy() for probe in probes])
+    together = encoder.encode(probes).numpy()
+    order = torch.arange(len(probes)).flip(0)[: max(2, len(probes) // 2)]
+    others = encoder.encode(probes[order]).numpy()
+    return max(difference(together, alone), difference(others, alone[order])), alone
+
+
+def limit(precision: str) -> float:
+    """Largest difference that rounding explains."""
+    return LIMITS.get(precision, LOWER_LIMIT)
+
+
+def check(found: float, encoder: Encoder, table: str, *, allow: bool) -> None:
+    """Raise EncoderError if rows depend on their batch and that is not allowed."""
+    most = limit(encoder.spec.precision)
+    if not found <= most and not allow:
+        raise EncoderError(
+            f"{table}: rows of {encoder.spec.name} depend on their batch: alone and in company they differ "
+            f"by {found:.2g}, expected at most {most:g}; put the encoder in evaluation mode, or type "
+            f"`--allow-impure`"
+        )
+
+
+def facts(found: float, stored: float, rows: int, precision: str) -> dict[str, Any]:
+    """What the table keeps about purity."""
+    most = limit(precision)
+    return {
+        "max_relative": found,
+        "stored_relative": stored,
+        "rows": rows,
+        "limit": most,
+        "pure": found <= most,
+    }
+
+
+def agreement(encoder: Encoder, reference: Encoder, probes: Tensor) -> dict[str, Any]:
+    """Cosines between the encoder's rows and those of its float32 twin."""
+    a, b = (each.encode(probes).double() for each in (encoder, reference))
+    cosines = torch.nn.functional.cosine_similarity(a, b)
+    return {"rows": len(probes), "min_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean())}

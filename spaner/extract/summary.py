@@ -1,0 +1,54 @@
+"""What an extraction did, table by table: plain values, ready for a terminal or for JSON."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """Told after each batch: how many rows of how many are done, and of which table."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+def no_progress(done: int, total: int, what: str) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class TableSummary:
+    """One table.
+
+    Attributes:
+        name: "modality/split".
+        rows: N.
+        resumed: rows that an earlier run had finished.
+        bytes: size of the features.
+        failures: id -> reason.
+        rows_per_second: of this run; None where nothing was encoded.
+        purity: largest relative difference of a row encoded alone and in company; None where not measured.
+        agreement: smallest cosine to float32 rows; None at full precision.
+    """
+
+    name: str
+    rows: int
+    resumed: int
+    bytes: int
+    failures: dict[str, str] = field(default_factory=dict)
+    rows_per_second: float | None = None
+    purity: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole run: where its tables are, and what was repaired if that was asked for (chunks)."""
+
+    path: Path
+    tables: list[TableSummary]
+    dry_run: bool = False
+    repaired: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"path": str(self.path)}
