@@ -1,5 +1,6 @@
 """``spaner cache``: look at, check, mend, convert and export a cache."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,7 @@ def describe(table: Any) -> dict[str, Any]:
         "dim": manifest.dim,
         "dtype": manifest.dtype,
         "feature_bytes": table.rows * len(manifest.views) * manifest.dim * item,
-        "encoder": manifest.encoder.to_json(),
+        "encoder": asdict(manifest.encoder),
         "complete": manifest.complete,
         "draws": sorted(manifest.draws),
         "measured": table.measured,

@@ -46,13 +46,13 @@ def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Calla
 def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
     """One keyword-only option; its default is shown in the help and supplied by the dataclass."""
     name = flag(field.name)
-    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  #
-    pyright: ignore is_flag = hint is bool
+    default = field.default_factory() if callable(field.default_factory) else field.default
+    is_flag = hint is bool
     declaration = f"{name}/--no-{name[2:]}" if is_flag else name
     option = typer.Option(
         declaration,
-        help=field.metadata.get("help", ""),
-        show_default=_shown(default),
+        help=_with_default(field.metadata.get("help", ""), default),
+        show_default=False,
         metavar=None if is_flag else _metavar(hint),
     )
     kind = bool if is_flag else str
@@ -60,15 +60,13 @@ def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _shown(default: Any) -> str | bool:
-    """How a default looks in the help."""
-    if default is None or default == ():
-        return False
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return str(default)
+def _with_default(text: str, default: Any) -> str:
+    """The help line with the dataclass's default, unless the line explains it."""
+    if default is None or "default:" in text:
+        return text
+    words = {True: "yes", False: "no"}.get(default) if isinstance(default, bool) else None
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f"{text} (default: {words or shown})"
 
 
 def _metavar(hint: Any) -> str:

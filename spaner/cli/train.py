@@ -67,7 +67,7 @@ def print_scores(metrics: dict[str, Any], title: str, rows: dict[str, dict[str, 
         f"{metrics['rows']:,} test rows, chance {console.percent(metrics['chance'])} %"
         + (f", {console.percent(ties, 2)} points lost to ties" if abs(ties) > 1e-9 else "")
     )
-    if metrics["tested"]["synthetic"]:
+    if metrics["synthetic"]:
         console.say(
             "synthetic embeddings (random weights or made-up vectors): compare with no published number"
         )
