@@ -35,9 +35,7 @@ def check_manifest(manifest: Manifest, dataset: str) -> None:
             f"{table} is of dataset {manifest.dataset!r}, the cache of {dataset!r}; use another --cache"
         )
     if manifest.schema != SCHEMA:
-        raise CacheError(
-            f"{table} asks for schema {manifest.schema}, this spaner writes {SCHEMA}; upgrade spaner"
-        )
+        raise CacheError(f"{table} has schema {manifest.schema}, this spaner writes {SCHEMA}; upgrade spaner")
     if manifest.dtype not in ("float16", "float32"):
         raise CacheError(f"{table} asks for dtype {manifest.dtype}; expected float16 or float32")
     sizes = {"rows": manifest.rows, "views": len(manifest.views), "dim": manifest.dim}

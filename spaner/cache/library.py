@@ -68,9 +68,8 @@ def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache
         stores = stores_at(path) if there else []
     for store in stores:
         _same_root(store, dataset, names)
-    if not any(store.path == staging.path for store in stores):
-        stores.insert(0, staging)
-    return Cache(path, stores, dataset, names, staging)
+    others: list[Store] = [store for store in stores if store.path != staging.path]
+    return Cache(path, [staging, *others], dataset, names, staging)
 
 
 def _same_root(store: Store, dataset: str, names: list[str]) -> None:
@@ -109,7 +108,7 @@ class Cache:
         self.class_names = class_names
         self._stores = stores
         self._staging = staging  # where new tables go; None when open for reading
-        self._kept: dict[str, list[Lock]] = {}  # an HDF5 cache holds its tables until they are published
+        self._kept: dict[str, list[Lock]] = {}  # tables being written; in HDF5, until they are published
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -263,9 +262,8 @@ class Cache:
                     attributes = seal.root_attributes(self.dataset, self.class_names)
                     publish(self.path, self._staging, attributes, lambda table: table in self._kept)
         finally:
-            for lock in [lock for locks in self._kept.values() for lock in locks]:
-                lock.release()
-            self._kept.clear()
+            for table in list(self._kept):
+                self._let_go(table)
             for store in self._stores:
                 store.close()
 
@@ -295,18 +293,14 @@ class Cache:
         return self._staging
 
     def _acquire(self, table: str, worker: tuple[int, int]) -> Callable[[], None]:
-        if table in self._kept:
-            return lambda: None
-        locks = table_lock(self.path, table, worker=worker)
-        if self._writable().path != self.path:
-            self._kept[table] = locks
-            return lambda: None
+        in_parts = self._writable().path != self.path
+        if not (in_parts and table in self._kept):
+            self._kept[table] = table_lock(self.path, table, worker=worker)
+        return (lambda: None) if in_parts else partial(self._let_go, table)
 
-        def release() -> None:
-            for lock in locks:
-                lock.release()
-
-        return release
+    def _let_go(self, table: str) -> None:
+        for lock in self._kept.pop(table, ()):
+            lock.release()
 
     def _prepare(
         self, staging: ZarrStore, manifest: Manifest, listing: dict[str, np.ndarray], *, overwrite: bool

@@ -174,7 +174,7 @@ class ZarrStore:
         return [(chunk, _damaged(file, "the padding after the last row is not zero"))] if any(padding) else []
 
     def close(self) -> None:
-        self._specs.clear()
+        self._specs.clear()  # the files themselves are not kept open
 
     # -- writing ---------------------------------------------------------------------------------
 
