@@ -211,6 +211,6 @@ def _blocks(batch: int, tokens: int, dim: int) -> list[slice]:
 def _first_max(tokens: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B D"], Tensor]:
     """`tokens.max(dim=1)` by way of max pooling, whose kernel is vectorised over the last axis (3 times
     faster on CPU)."""
-    image = tokens.transpose(1, 2).unsqueeze(-1)  # (B, D, T, 1), channels last in memory
+    image = tokens[:, :, None].permute(0, 3, 1, 2)  # (B, D, T, 1), channels last in memory: no copy
     values, indices = F.max_pool2d(image, (tokens.shape[1], 1), return_indices=True)
     return values.flatten(1), indices.flatten(1)

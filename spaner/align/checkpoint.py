@@ -267,9 +267,8 @@ def _read_history(file: Path) -> list[dict[str, float]]:
 
 def _draw_history(file: Path, history: list[dict[str, float]], title: str) -> None:
     """The losses over the epochs, as a picture."""
-    from matplotlib.figure import (
-        Figure,  # not pyplot: no global state, no window, and no start-up cost on import
-    )
+    from matplotlib.figure import Figure  # slow to import; pyplot would bring global state and windows
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -284,7 +283,7 @@ def _draw_history(file: Path, history: list[dict[str, float]], title: str) -> No
                 marker="." if len(epochs) < 3 else None,
             )
     axes.set(xlabel="epoch", ylabel="cross entropy (nats)", title=title, ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(file)

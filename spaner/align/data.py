@@ -80,7 +80,6 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
             f"{samples.name} has no usable row: all {len(rows):,} asked for failed in extraction; "
             f"see `spaner cache info {cache.path}`"
         )
-    ids = samples.ids[rows].tolist()
     return Task(
         dataset=cache.dataset,
         class_names=tuple(cache.class_names),
@@ -90,7 +89,7 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
         text=_class_texts(texts, list(cache.class_names)),
         templates=config.templates,
         logit_scale=_logit_scale(config, samples.manifest, texts.manifest),
-        draw=Draw(shots, seed, len(good), len(rows) - len(good), caches.ids_sha256(ids)),
+        draw=Draw(shots, seed, len(good), len(rows) - len(good), caches.drawn_sha256(samples.ids, rows)),
         encoders={modality: samples.manifest.encoder, "text": texts.manifest.encoder},
         tables={table.name: table.manifest.sha256 for table in (samples, texts)},
     )
@@ -121,10 +120,10 @@ def _unit_rows(table: caches.Table, rows: np.ndarray) -> Float[Tensor, "N V D"]:
     norms = np.linalg.norm(features, axis=2, keepdims=True)
     bad = ~(np.isfinite(norms) & (norms > 0)).all(axis=(1, 2))
     if bad.any():
-        first = table.ids[rows[bad.argmax()]]
+        first = str(table.ids[rows[bad.argmax()]])
         raise Corrupt(
             f"{table.name}: the embedding of {first!r} is not finite or is all zeros ({bad.sum():,} such rows); "
-            f"expected finite numbers; type `spaner cache verify` and extract the table again"
+            f"expected finite numbers; see `spaner cache verify`, and extract the table again"
         )
     return torch.from_numpy(features / norms)
 

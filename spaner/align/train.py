@@ -25,6 +25,7 @@ from spaner.align import methods
 from spaner.align.checkpoint import Run
 from spaner.align.config import TrainConfig
 from spaner.align.data import Task, task
+from spaner.align.evaluate import opened_cache
 from spaner.cache.errors import RecipeError, RunError
 
 Progress = Callable[[int, int, str], None]
@@ -53,7 +54,7 @@ def fit(
     elif overrides:
         raise RecipeError(f"fit: got config and {', '.join(overrides)}; put every setting into the config")
     if not isinstance(data, Task):
-        data = task(data if isinstance(data, caches.Cache) else caches.open(Path(data)), config)
+        data = task(opened_cache(data), config)
     device = device_of(config.device)
     model = methods.method(config.method).build(config, data.widths, data.logit_scale).to(device)
     started = time.perf_counter()
@@ -82,7 +83,7 @@ def device_of(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise RecipeError(
             f"device is {name!r}, which torch cannot use here; use device=cpu or device=auto"
