@@ -21,8 +21,11 @@ DATASETS: dict[str, str] = {
     "coop": "spaner.extract.coop:read",
     "csv": "spaner.extract.manifest_csv:read",
     "digits": "spaner.extract.digits:read",
+    "esc50": "spaner.extract.esc50:read",
     "folder": "spaner.extract.folder:read",
     "imagenet": "spaner.extract.imagenet:read",
+    "imagenet-esc-19": "spaner.extract.esc50:read_imagenet_esc_19",
+    "imagenet-esc-27": "spaner.extract.esc50:read_imagenet_esc_27",
 }
 
 

@@ -19,7 +19,9 @@ from spaner.cache.errors import EncoderError
 from spaner.cache.manifest import EncoderSpec
 
 ENCODERS: dict[str, str] = {
+    "clap": "spaner.extract.clap:load",
     "digits": "spaner.extract.digits:load",
+    "esresnext": "spaner.extract.audio_encoder:load",
     "open_clip": "spaner.extract.clip:load",
 }
 

@@ -1,0 +1,130 @@
+"""Pictures: every kind of file gives the right pixels or the right reason."""
+
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from spaner.extract.images import BadImage, decode, quiet, random_crop
+from tests.extract.conftest import picture
+
+
+def saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> Path:
+    path = tmp_path / name
+    image.save(path, **options)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def reason(path: Path) -> str:
+    with quiet(), pytest.raises(BadImage) as caught:
+        decode(path)
+    return str(caught.value)
+
+
+def test_rgb_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    image = picture(1)
+    assert np.array_equal(decode(saved(tmp_path, image, "a.png")), image)
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    red = Image.new("CMYK", (7, 5), (0, 255, 255, 0))
+    pixels = np.asarray(decode(saved(tmp_path, red, "a.jpg", quality=95)))
+    assert pixels.shape == (5, 7, 3)
+    assert pixels[..., 0].min() > 240
+    assert pixels[..., 1:].max() < 20
+
+
+def test_palette_with_transparency_shows_its_colours_and_does_not_warn(tmp_path: Path) -> None:
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    path = saved(tmp_path, image, "a.png", transparency=b"\x00\x80")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(path).getpixel((0, 0)) == (10, 200, 30)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 128 * 257, 65_535]], dtype=np.uint16)
+    path = saved(tmp_path, Image.fromarray(values), "a.png")
+    assert np.asarray(decode(path))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    path = saved(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
+    assert decode(path).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(saved(tmp_path, picture(2, (40, 24)), "a.jpg", exif=exif))
+    assert turned.size == (24, 40)
+
+
+def test_a_broken_exif_block_does_not_lose_the_picture(tmp_path: Path) -> None:
+    path = saved(tmp_path, picture(3, (40, 24)), "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    with quiet():
+        assert decode(path).size == (40, 24)
+
+
+def test_a_truncated_file_says_so(tmp_path: Path) -> None:
+    path = saved(tmp_path, picture(4, (160, 120)), "a.jpg")
+    path.write_bytes(path.read_bytes()[:-900])
+    assert reason(path) == "truncated image"
+
+
+def test_an_empty_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    assert reason(tmp_path / "a.jpg") == "empty file"
+
+
+def test_a_text_file_is_not_an_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("hello")
+    assert reason(tmp_path / "a.jpg") == "not an image"
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    assert reason(tmp_path / "a.jpg") == "file not found"
+
+
+def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
+    assert "cannot be decoded" in reason(tmp_path)
+
+
+def test_floating_point_pixels_have_no_range(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(np.ones((2, 3), np.float32)), "a.tiff")
+    assert reason(path) == "floating-point pixels have no defined range"
+
+
+@pytest.mark.parametrize("side", [14_000, 40_000])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
+    path = saved(tmp_path, Image.new("L", (1, 1)), "a.bmp")
+    data = bytearray(path.read_bytes())
+    data[18:26] = struct.pack("<ii", side, side)
+    path.write_bytes(data)
+    assert "more than 178,956,970 pixels" in reason(path)
+
+
+def test_a_random_crop_is_pinned_to_id_view_and_seed() -> None:
+    assert random_crop("train/fox/1.jpg", 1, 0, (75, 0)) == (14, 0, True)
+    assert random_crop("train/fox/1.jpg", 1, 1, (75, 0)) == (75, 0, True)
+    assert random_crop("train/fox/1.jpg", 2, 0, (75, 31)) == (0, 27, False)
+
+
+@given(st.text(), st.integers(1, 9), st.integers(0, 99), st.integers(0, 500), st.integers(0, 500))
+def test_a_random_crop_stays_inside(key: str, view: int, seed: int, right: int, down: int) -> None:
+    left, top, _ = random_crop(key, view, seed, (right, down))
+    assert 0 <= left <= right
+    assert 0 <= top <= down
+
+
+def test_random_crops_reach_every_place_and_mirror_half() -> None:
+    crops = [random_crop(f"{i}", 1, 0, (4, 2)) for i in range(600)]
+    assert {(left, top) for left, top, _ in crops} == {(i, j) for i in range(5) for j in range(3)}
+    assert 240 < sum(mirrored for _, _, mirrored in crops) < 360
