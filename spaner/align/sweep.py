@@ -92,7 +92,7 @@ def sweep(
     """
     opened = cache if isinstance(cache, spaner.cache.Cache) else spaner.cache.open(cache)
     cells = plan(opened, grid, base or {})
-    folder = Path(out) if out is not None else Path("sweeps") / opened.path.stem
+    folder = (Path(out) if out is not None else Path("sweeps") / opened.path.stem).absolute()
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in cells if not _finished(folder, cell)]
     done = len(cells) - len(missing)
@@ -165,7 +165,7 @@ def _run(
         workers, backend=backend, return_as="generator_unordered", mmap_mode="c", max_nbytes="1M"
     )
     jobs = (
-        joblib.delayed(_run_cell)(cache.path, cell, _file(folder, cell), arrays)
+        joblib.delayed(_run_cell)(cache.path.absolute(), cell, _file(folder, cell), arrays)
         for members in groups.values()
         for arrays in [_arrays(cache, members[0].config)]
         for cell in members

@@ -38,7 +38,7 @@ def info(path: CachePath, *, json: AsJson = False) -> None:
             return
         console.say(f"{path}: dataset {cache.dataset}, {len(cache.class_names):,} classes")
         console.table(
-            ["table", "rows", "failed", "views", "dim", "type", "MB"], [_row(fact) for fact in facts]
+            ["table", "rows", "failed", "views", "dim", "type", "size"], [_row(fact) for fact in facts]
         )
     for line in dict.fromkeys(encoder_line(fact["encoder"]) for fact in facts):
         console.say(line)
@@ -71,7 +71,7 @@ def describe(table: Any) -> dict[str, Any]:
 
 def _row(fact: dict[str, Any]) -> list[str]:
     counts = [f"{fact[k]:,}" for k in ("rows", "failed", "views", "dim")]
-    return [fact["table"], *counts, fact["dtype"], f"{fact['feature_bytes'] / 1e6:,.1f}"]
+    return [fact["table"], *counts, fact["dtype"], console.size(fact["feature_bytes"])]
 
 
 def encoder_line(encoder: dict[str, Any]) -> str:
@@ -171,5 +171,6 @@ def export(
     """
     import spaner.cache
 
-    spaner.cache.export(path, target)
+    with spaner.cache.open(path) as cache:
+        spaner.cache.export(cache, target)
     console.say(f"{target}: exported from {path}")

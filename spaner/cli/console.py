@@ -5,6 +5,7 @@ terminal long work shows a bar with rows per second and time left; elsewhere a p
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-out = Console(highlight=False)
+#: Where nobody watches, tables keep their full width instead of rich's 80 columns.
+PLAIN_WIDTH = None if sys.stdout.isatty() else 160
+
+out = Console(highlight=False, width=PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False)
 
 PLAIN_LINE_SECONDS = 5.0
@@ -107,13 +111,20 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def size(count: int) -> str:
+    """Bytes as a person reads them: 512 B, 33 kB, 1.3 MB, 2.6 GB."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, int(math.log10(max(count, 1))) // 3)
+    return f"{count / 1000**power:.3g} {units[power]}"
+
+
 def table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
     """Print a table whose first column is words and whose other columns are numbers, right-aligned."""
     grid = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
     for i, name in enumerate(columns):
-        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         grid.add_row(*row)
     out.print(grid)

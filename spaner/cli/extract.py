@@ -33,7 +33,7 @@ def extract(
 
 def print_summary(summary: Any) -> None:
     """Rows, failures and speed of each table, then where they are and what to type next."""
-    columns = ["table", "rows", "failed", "kept", "MB", "rows/s", "purity"]
+    columns = ["table", "rows", "failed", "kept", "size", "rows/s", "purity"]
     console.table(columns, [_row(table) for table in summary.tables])
     for table in summary.tables:
         for row, reason in list(table.failures.items())[:5]:
@@ -51,7 +51,7 @@ def _row(table: Any) -> list[str]:
         f"{table.rows:,}",
         f"{len(table.failures):,}",
         f"{table.resumed:,}",
-        f"{table.bytes / 1e6:,.1f}",
+        console.size(table.bytes),
         rate,
         purity,
     ]

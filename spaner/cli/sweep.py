@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from spaner.align.config import TrainConfig
+from spaner.cache.errors import RunError
 from spaner.cli import console
 from spaner.cli.options import flag, parse, type_of, with_options
 from spaner.cli.train import Recipe
@@ -61,11 +62,21 @@ def sweep(
     figure = draw(results, folder)
     if json:
         console.dump(results)
-        return
-    print_summary(sweeps.summary(results), list(grid))
-    for failed in [r for r in results if r["status"] == "failed"]:
-        console.note(f"failed: {failed['varied']}: {failed['reason']}")
-    console.say(f"cells: {folder / 'sweep.json'} and .csv" + (f"; figure: {figure}" if figure else ""))
+    else:
+        print_summary(sweeps.summary(results), list(grid))
+        console.say(f"cells: {folder / 'sweep.json'} and .csv" + (f"; figure: {figure}" if figure else ""))
+    refuse_failed(results, folder)
+
+
+def refuse_failed(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    """RunError with the first reason if a cell failed: a hole in the table must not look like success."""
+    failed = [r for r in results if r["status"] == "failed"]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(results)} cells failed, first {failed[0]['varied']}: "
+            f"{failed[0]['reason']}; "
+            f"the others are in {folder}; mend the cause and run the same command again"
+        )
 
 
 def values(setting: str, option: str, text: str) -> list[Any]:

@@ -1,0 +1,231 @@
+"""The commands as a user types them: what they print, write, and say when something is wrong."""
+
+import dataclasses
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+from safetensors.torch import load_file
+
+from spaner.align.config import TrainConfig
+from spaner.cli import app
+from spaner.cli.options import parse, type_of
+from spaner.extract.config import ExtractConfig
+from tests.conftest import Outcome, make_toy_cache
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def options_of(command: str) -> dict[str, typer.main.TyperOption]:
+    root = typer.main.get_command(app)
+    return {p.name: p for p in root.commands[command].params}  # pyright: ignore
+
+
+# --- options are the configuration ---
+
+
+@pytest.mark.parametrize(("command", "config"), [("extract", ExtractConfig), ("train", TrainConfig)])
+def test_every_field_is_an_option_with_help(command: str, config: type) -> None:
+    options = options_of(command)
+    for field in dataclasses.fields(config):
+        assert field.name in options, f"{command} lacks --{field.name}"
+        assert field.metadata["help"].strip(), f"{field.name} has no help"
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--prompt-length", "8"], "prompt_length", 8),
+        (["--lam", "0"], "lam", 0.0),
+        (["--logit-scale", "50"], "logit_scale", 50.0),
+        (["--attend", "prompt"], "attend", "prompt"),
+        (["--out-dim", "16"], "out_dim", 16),
+        (["--seed", "7"], "seed", 7),
+        (["--recipe", "anchored"], "init", "identity"),
+    ],
+)
+def test_an_option_reaches_the_stored_configuration(
+    cli: Cli, toy_cache: Path, words: list[str], field: str, value: object
+) -> None:
+    done = cli("train", "--cache", toy_cache, "--out", "run", "--epochs", 1, *words)
+    assert done.status == 0, done.err
+    assert json.loads(Path("run/config.json").read_text())[field] == value
+
+
+def test_lists_and_paths_are_parsed() -> None:
+    assert parse(type_of(ExtractConfig, "shots"), "1,2,4", "--shots") == (1, 2, 4)
+    assert parse(type_of(ExtractConfig, "shots"), "all", "--shots") == "all"
+    assert parse(type_of(ExtractConfig, "splits"), "train,val", "--splits") == ("train", "val")
+    assert parse(type_of(ExtractConfig, "cache"), "x.h5", "--cache") == Path("x.h5")
+
+
+def test_commands_have_help_with_an_example() -> None:
+    root = typer.main.get_command(app)
+    commands = dict(root.commands)  # pyright: ignore[reportAttributeAccessIssue]
+    commands |= {f"cache {name}": sub for name, sub in commands.pop("cache").commands.items()}
+    for name, command in commands.items():
+        assert f"`spaner {name}" in inspect.getdoc(command.callback), f"{name} shows no example"
+
+
+# --- train, eval, sweep ---
+
+
+def test_train_prints_spaner_beside_zero_shot_and_writes_the_run(cli: Cli, toy_cache: Path) -> None:
+    done = cli("train", "--cache", toy_cache, "--epochs", 3, "--batch-size", 32)
+    assert done.status == 0, done.err
+    assert "zero-shot" in done.out
+    assert "SPANER" in done.out
+    assert "next: spaner sweep" in done.err
+    (folder,) = Path("runs").iterdir()
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"config.json", "loss.csv", "loss.png", "model.safetensors", "result.json"}
+
+
+def test_train_json_is_only_json(cli: Cli, toy_cache: Path) -> None:
+    done = cli("train", "--cache", toy_cache, "--epochs", 1, "--json")
+    result = json.loads(done.out)
+    assert result["schema"] == "spaner-run/1"
+    assert result["draw"]["sha256"]
+    assert 0 <= result["metrics"]["text"]["accuracy"] <= 1
+
+
+def test_eval_repeats_the_numbers_of_training(cli: Cli, toy_cache: Path) -> None:
+    trained = json.loads(cli("train", "--cache", toy_cache, "--epochs", 2, "--out", "run", "--json").out)
+    scored = json.loads(cli("eval", "--run", "run", "--cache", toy_cache, "--json").out)
+    assert scored == trained["metrics"]
+
+
+def test_eval_refuses_another_encoder_and_names_the_difference(cli: Cli, toy_cache: Path) -> None:
+    cli("train", "--cache", toy_cache, "--epochs", 1, "--out", "run")
+    make_toy_cache(Path("other"), weights_sha256="cd")
+    done = cli("eval", "--run", "run", "--cache", "other")
+    assert done.status == 1
+    assert "weights_sha256: run 'ab', cache 'cd'" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_sweep_is_resumable_and_independent_of_workers(cli: Cli, toy_cache: Path) -> None:
+    words = ["sweep", "--cache", toy_cache, "--epochs", 2, "--prompt-lengths", "1,3", "--seeds", "1,2"]
+    two = cli(*words, "--out", "two", "--workers", 2)
+    assert two.status == 0, two.err
+    cli(*words, "--out", "one", "--workers", 1)
+    cells = {file.name: file for file in Path("two/cells").iterdir()}
+    assert len(cells) == 4
+    for name, file in cells.items():
+        metrics = [json.loads(f.read_text())["metrics"] for f in (file, Path("one/cells") / name)]
+        assert metrics[0] == metrics[1]
+    before = {name: file.stat().st_mtime_ns for name, file in cells.items()}
+    next(iter(cells.values())).unlink()
+    again = cli(*words, "--out", "two", "--workers", 1)
+    assert again.status == 0
+    changed = [name for name, file in cells.items() if file.stat().st_mtime_ns != before[name]]
+    assert changed == [next(iter(cells))], "only the missing cell runs again"
+    assert {"sweep.json", "sweep.csv", "prompt_length.png"} <= {file.name for file in Path("two").iterdir()}
+    assert "±" in again.out
+
+
+def test_a_failing_cell_is_recorded_and_the_others_finish(cli: Cli, toy_cache: Path) -> None:
+    done = cli(
+        "sweep",
+        "--cache",
+        toy_cache,
+        "--epochs",
+        1,
+        "--template-sets",
+        "mined,nothing",
+        "--out",
+        "s",
+        "--json",
+    )
+    cells = {cell["varied"]["templates"]: cell for cell in json.loads(done.out)}
+    assert cells["mined"]["status"] == "ok"
+    assert cells["nothing"]["status"] == "failed"
+    assert "text/nothing" in cells["nothing"]["reason"]
+    assert done.status == 1
+
+
+def test_the_same_bits_twice(cli: Cli, toy_cache: Path) -> None:
+    for name in ("a", "b"):
+        cli("train", "--cache", toy_cache, "--epochs", 2, "--out", name)
+    weights = [load_file(f"{name}/model.safetensors") for name in ("a", "b")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+# --- cache ---
+
+
+def test_cache_info_verify_convert_export(cli: Cli, toy_cache: Path) -> None:
+    info = cli("cache", "info", toy_cache)
+    assert "image/train" in info.out
+    assert "SYNTHETIC" in info.out
+    assert "every byte as it was sealed" in cli("cache", "verify", toy_cache).out
+    assert cli("cache", "convert", toy_cache, "copy.h5").status == 0
+    facts = [json.loads(cli("cache", "info", path, "--json").out) for path in (toy_cache, "copy.h5")]
+    assert facts[0] == facts[1]
+    assert cli("cache", "export", "copy.h5", "exported").status == 0
+    assert list(Path("exported").rglob("*.npy"))
+
+
+def test_verify_finds_a_flipped_bit_and_says_what_to_type(cli: Cli, toy_cache: Path) -> None:
+    shutil.copytree(toy_cache, "broken")
+    chunk = Path("broken/image/test/features/c.0.0.0")
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    done = cli("cache", "verify", "broken")
+    assert done.status == 1
+    assert "spaner cache repair broken" in done.err
+    assert "image/test" in done.err
+
+
+# --- one line for a mistake ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train"], "no cache at cache/imagenet16"),
+        (["sweep", "--prompt-lengths", "1,2,4,8"], "no cache at cache/imagenet16"),
+        (["extract", "--modality", "image"], "ImageNet not found at data/imagenet"),
+        (["extract", "--dataset", "nothing"], "expected one of"),
+        (["extract", "--precision", "int8"], "--precision: found 'int8'"),
+        (["train", "--cache", "TOY", "--attend", "nobody"], "--attend: found 'nobody', expected all|prompt"),
+        (["train", "--cache", "TOY", "--prompt-length", "0"], "prompt_length is 0"),
+        (["train", "--cache", "TOY", "--prompt-length", "two"], "--prompt-length: found 'two', expected int"),
+        (["train", "--cache", "TOY", "--heads", "5"], "heads"),
+        (["train", "--cache", "TOY", "--recipe", "anchord"], "'anchored'"),
+        (["train", "--cache", "TOY", "--device", "tpu"], "device"),
+        (["train", "--cache", "TOY", "--shots", "0"], "shots is 0"),
+        (["sweep", "--cache", "TOY", "--prompt-lengths", "1,x"], "--prompt-lengths: found 'x'"),
+        (["sweep", "--cache", "TOY", "--prompt-lengths", "0"], "prompt_length is 0"),
+        (["sweep", "--cache", "TOY", "--seeds", ","], "the list for seed is empty"),
+        (["sweep", "--cache", "TOY", "--backend", "ray", "--seeds", "1"], 'pip install "spaner[ray]"'),
+        (["eval", "--run", "nowhere", "--cache", "TOY"], "no run folder at nowhere"),
+        (["eval", "--run", "TOY", "--cache", "TOY"], "is not a run folder"),
+        (["cache", "info", "nowhere"], "no cache at nowhere"),
+        (["cache", "convert", "TOY", "TOY"], "exists"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(cli: Cli, toy_cache: Path, words: list[str], said: str) -> None:
+    done = cli(*[toy_cache if word == "TOY" else word for word in words])
+    assert done.status == 1, done
+    lines = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "Traceback" not in done.err
+
+
+def test_version_and_unknown_command(cli: Cli) -> None:
+    assert cli("--version").out.startswith("spaner 0.")
+    assert cli("trian").status == 2
