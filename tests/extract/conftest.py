@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-TINY = {
+TINY: dict[str, Any] = {
     "embed_dim": 23,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 48, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 19, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
