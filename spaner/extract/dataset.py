@@ -24,8 +24,12 @@ DATASETS: dict[str, str] = {
     "esc50": "spaner.extract.esc50:read",
     "folder": "spaner.extract.folder:read",
     "imagenet": "spaner.extract.imagenet:read",
+    "imagenet-a": "spaner.extract.imagenet_shift:read_a",
     "imagenet-esc-19": "spaner.extract.esc50:read_imagenet_esc_19",
     "imagenet-esc-27": "spaner.extract.esc50:read_imagenet_esc_27",
+    "imagenet-r": "spaner.extract.imagenet_shift:read_r",
+    "imagenet-sketch": "spaner.extract.imagenet_shift:read_sketch",
+    "imagenet-v2": "spaner.extract.imagenet_shift:read_v2",
 }
 
 
