@@ -45,8 +45,8 @@ def first_shots(
     return train, validate
 
 
-def test_folds(fold: int, present: Sequence[str]) -> list[str]:
-    """Names of the folds that test the split `fold` (1 to 5).
+def other_folds(fold: int, present: Sequence[str]) -> list[str]:
+    """Names of the folds that test where the split `fold` (1 to 5) trains.
 
     Args:
         present: splits that exist; others than "fold1" … "fold5" are ignored.
