@@ -11,6 +11,7 @@ Differs from the reference in: the kernel is kept between calls with the window 
 taps dropped, and the trunk runs channels-last; features move by about 2e-5 relative.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,20 +32,30 @@ GATES = (
 )
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that starts Kaiming-normal over its outputs, as ResNets do; a bias as torch does."""
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            bound = math.prod(self.weight.shape[1:]) ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+
 class Bottleneck(nn.Module):
     """1x1, grouped 3x3 (with the stride), 1x1, each with batch norm; plus the shortcut."""
 
     def __init__(self, width_in: int, inner: int, stride: int, *, project: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width_in, inner, 1, bias=False)
+        self.conv1 = Convolution(width_in, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=32, bias=False)
+        self.conv2 = Convolution(inner, inner, 3, stride, padding=1, groups=32, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, 2 * inner, 1, bias=False)
+        self.conv3 = Convolution(inner, 2 * inner, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(2 * inner)
         self.downsample: nn.Sequential | None = None
         if project:
-            shortcut = nn.Conv2d(width_in, 2 * inner, 1, stride, bias=False)
+            shortcut = Convolution(width_in, 2 * inner, 1, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(2 * inner))
 
     def forward(self, x: Float[Tensor, "B W H T"]) -> Float[Tensor, "B W2 H2 T2"]:
@@ -60,8 +71,8 @@ class Gate(nn.Module):
     def __init__(self, width_in: int, width_out: int, kernel: tuple[int, int]) -> None:
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2)
-        self.conv_depth = nn.Conv2d(width_in, width_in, kernel, padding=padding, groups=width_in)
-        self.conv_point = nn.Conv2d(width_in, width_out, 1)
+        self.conv_depth = Convolution(width_in, width_in, kernel, padding=padding, groups=width_in)
+        self.conv_point = Convolution(width_in, width_out, 1)
         self.bn = nn.BatchNorm2d(width_out)
 
     def forward(self, x: Float[Tensor, "B W H T"], size: tuple[int, int]) -> Float[Tensor, "B W2 H2 T2"]:
@@ -87,23 +98,22 @@ class ESResNeXtFBSP(nn.Module):
     def __init__(self, num_classes: int = 1024) -> None:
         super().__init__()
         self.register_buffer("window", blackman_harris())
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1 = Convolution(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        width = 64
-        for i, ((blocks, inner), gate) in enumerate(zip(STAGES, GATES, strict=False), start=1):
-            self.add_module(f"layer{i}", _stage(blocks, inner, width, stride=1 if i == 1 else 2))
-            self.add_module(f"att{i}", Gate(*gate))
-            width = 2 * inner
-        self.att5 = Gate(*GATES[-1])
+        widths = (64, *(2 * inner for _, inner in STAGES))
+        stages = [
+            _stage(*stage, width, stride=min(i + 1, 2))
+            for i, (stage, width) in enumerate(zip(STAGES, widths, strict=False))
+        ]
+        gates = [Gate(*gate) for gate in GATES]
+        self.layer1, self.att1 = stages[0], gates[0]
+        self.layer2, self.att2 = stages[1], gates[1]
+        self.layer3, self.att3 = stages[2], gates[2]
+        self.layer4, self.att4 = stages[3], gates[3]
+        self.att5 = gates[4]
         self.fc = nn.Linear(FEATURES, num_classes)
         self.fbsp = Fbsp()
-        self._reset()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _reset(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ESResNeXtFBSP":  # noqa: FBT001, FBT002
         """Moves and casts the trunk; the window follows to the device but keeps float32."""
@@ -112,6 +122,14 @@ class ESResNeXtFBSP(nn.Module):
         if self.window.dtype != window.dtype:
             self.window = window.to(self.window.device)
         return self
+
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        """The four stages of bottleneck blocks, in order."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
+    def gates(self) -> tuple[Gate, ...]:
+        """The five gates: one per stage, and one for the pooled features."""
+        return self.att1, self.att2, self.att3, self.att4, self.att5
 
     def image(self, waveform: Float[Tensor, "B C L"]) -> Float[Tensor, "B C 3 341 T"]:
         """Log-power image in dB of each audio channel, always float32."""
@@ -124,9 +142,9 @@ class ESResNeXtFBSP(nn.Module):
         x = image.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
         x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         x = functional.max_pool2d(x, 3, stride=2, padding=1)
-        for i in range(1, 5):
-            y = getattr(self, f"layer{i}")(x)
-            x = y * getattr(self, f"att{i}")(x, y.shape[-2:])
+        for layer, gate in zip(self.stages(), self.gates(), strict=False):
+            y = layer(x)
+            x = y * gate(x, y.shape[-2:])
         return (x.mean((-2, -1), keepdim=True) * self.att5(x, (1, 1))).flatten(1)
 
     def features(self, waveform: Float[Tensor, "B C L"] | Float[Tensor, "B L"]) -> Float[Tensor, "B 2048"]:

@@ -35,7 +35,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise EncoderError(
             f"no weights at {path}; expected a published audio checkpoint ({PUBLISHED}) or the same tensors "
-            "as .safetensors; download one and pass --weights FILE, or --weights random for made-up features"
+            "as .safetensors; download one and pass --pretrained FILE (or --pretrained random for a trial)"
         )
     try:
         with warnings.catch_warnings(action="ignore"):  # of odd pickle protocols; what follows says it better
@@ -46,17 +46,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise EncoderError(
             f"{path.name} is not a plain file of tensors: it holds pickled code or is damaged; nothing of it "
-            f"was executed; expected only tensors; pass --weights FILE with {PUBLISHED}"
+            f"was executed; expected only tensors; pass --pretrained FILE with {PUBLISHED}"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise EncoderError(
             f"{path.name} cannot be read: {_first_line(error)}; expected a whole .pt or .safetensors file; "
-            "download it again and pass --weights FILE"
+            "download it again and pass --pretrained FILE"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise EncoderError(
             f"{path.name} holds {type(state).__name__} with more than tensors; expected a plain state dict; "
-            "save model.state_dict() and pass that file with --weights FILE"
+            "save model.state_dict() and pass that file with --pretrained FILE"
         )
     return state
 
@@ -105,7 +105,7 @@ def load_esresnext(path: Path) -> ESResNeXtFBSP:
     if problems:
         raise EncoderError(
             f"{path.name} does not fit ESResNeXt-fbsp: {'; '.join(problems)}; expected the "
-            f"{len(want)} entries of {PUBLISHED}; pass one of these with --weights FILE"
+            f"{len(want)} entries of {PUBLISHED}; pass one of these with --pretrained FILE"
         )
     _check_values(path, entries)
     model.load_state_dict(entries)
@@ -117,12 +117,12 @@ def _check_values(path: Path, entries: dict[str, Tensor]) -> None:
     if bad:
         raise EncoderError(
             f"{path.name} holds NaN or infinite values in {_some(bad)}; expected finite weights; "
-            "download it again and pass --weights FILE"
+            "download it again and pass --pretrained FILE"
         )
     off = (entries["window"].float() - blackman_harris()).abs().max().item()
     if off > 1e-6:
         raise EncoderError(
             f"{path.name} was trained with another window: it differs by {off:.1e} from the periodic "
             f"Blackman-Harris window of 1654 samples; expected that of {PUBLISHED}; "
-            "pass one with --weights FILE"
+            "pass one with --pretrained FILE"
         )

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_named(state: dict[str, Tensor], problem: str, tmp_
     with pytest.raises(EncoderError, match=problem) as caught:
         load_esresnext(path)
     assert "\n" not in str(caught.value)
-    assert "--weights FILE" in str(caught.value)
+    assert "--pretrained FILE" in str(caught.value)
 
 
 class Bomb:
@@ -132,5 +132,5 @@ def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_names_the_published_ones(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"ESRNXFBSP\.pt, ESResNeXtFBSP_AudioSet\.pt.*--weights random"):
+    with pytest.raises(EncoderError, match=r"ESRNXFBSP\.pt, ESResNeXtFBSP_AudioSet\.pt.*--pretrained random"):
         load_esresnext(tmp_path / "ESRNXFBSP.pt")
