@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spaner.extract.dataset import read as read
     from spaner.extract.encoder import Encoder as Encoder
     from spaner.extract.encoder import load as load
-    from spaner.extract.repair import repair as repair
+    from spaner.extract.mend import repair as repair
     from spaner.extract.run import extract as encode
     from spaner.extract.run import extract as extract
     from spaner.extract.summary import Summary as Summary
@@ -31,7 +31,7 @@ _PUBLIC = {
     "extract": "spaner.extract.run:extract",
     "load": "spaner.extract.encoder:load",
     "read": "spaner.extract.dataset:read",
-    "repair": "spaner.extract.repair:repair",
+    "repair": "spaner.extract.mend:repair",
 }
 
 __all__ = [

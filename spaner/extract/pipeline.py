@@ -184,9 +184,9 @@ class Saver:
 
 def check_range(rows: np.ndarray, dtype: str, table: str) -> None:
     """Raise EncoderError if a value does not fit the stored type."""
-    largest = float(np.abs(rows).max(initial=0))
-    if largest > np.finfo(dtype).max:
+    largest, end = float(np.abs(rows).max(initial=0)), float(np.finfo(dtype).max)
+    if largest > end:
         raise EncoderError(
             f"{table}: the encoder gives values up to {largest:.3g}; {dtype} ends at "
-            f"{np.finfo(dtype).max:.0f}; type `--dtype float32`"
+            f"{end:.0f}; type `--dtype float32`"
         )
