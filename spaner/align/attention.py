@@ -30,6 +30,7 @@ Differs from the reference in: nothing. Where the paper contradicts itself both 
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -109,7 +110,7 @@ class AttentionAligner(nn.Module):
 
     def _attend(self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]) -> Float[Tensor, "B D"]:
         """x' alone, when the rows S' are not asked for."""
-        (q, k, v), (_, keys, values) = self._project(x), self._project(prompt)
+        (q, k, v), (_, keys, values) = self._project(x, prompt)
         on_x, on_prompt = self._weights_of_sample(q, k, keys)
         mixed = on_x * v + on_prompt @ values  # (H, B, D/H)
         return F.linear(mixed.transpose(0, 1).flatten(1), self.attn.out_proj.weight, self.attn.out_proj.bias)
@@ -118,7 +119,7 @@ class AttentionAligner(nn.Module):
         self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """x' and z, by the closed form of the module docstring. Letters as there."""
-        (q, k, v), (queries, keys, values) = self._project(x), self._project(prompt)
+        (q, k, v), (queries, keys, values) = self._project(x, prompt)
         out = self.attn.out_proj
         w_o = out.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)  # (H, D/H, D)
         u, v_prompt = v @ w_o, values @ w_o  # (H, B, D), (H, P, D)
@@ -135,11 +136,14 @@ class AttentionAligner(nn.Module):
         )
         return attended + out.bias, z + out.bias
 
-    def _project(self, tokens: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries, keys and values, (H, N, D/H) each."""
-        qkv = F.linear(tokens, self.attn.in_proj_weight, self.attn.in_proj_bias)
+    def _project(
+        self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]
+    ) -> tuple[list[Float[Tensor, "H B d"]], list[Float[Tensor, "H P d"]]]:
+        """(q, k, v) of the samples and of the prompt, d = D / H, queries scaled. One product for both."""
+        qkv = F.linear(torch.cat([x, prompt]), self.attn.in_proj_weight, self.attn.in_proj_bias)
         q, k, v = qkv.unflatten(1, (3, self.heads, -1)).permute(1, 2, 0, 3)
-        return q * (1 / math.sqrt(q.shape[-1])), k, v
+        sides = [part.split([len(x), len(prompt)], dim=1) for part in (q / math.sqrt(q.shape[-1]), k, v)]
+        return [side[0] for side in sides], [side[1] for side in sides]
 
     def _weights_of_sample(
         self, q: Float[Tensor, "H B d"], k: Float[Tensor, "H B d"], keys: Float[Tensor, "H P d"]
@@ -172,40 +176,49 @@ class _MaxOverTokens(torch.autograd.Function):
         c: Float[Tensor, "P H D"],
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         attended, pooled = torch.empty_like(first), torch.empty_like(first)
-        winner = torch.empty(first.shape, dtype=torch.int64, device=first.device)
-        for block in _blocks(*gates.shape[:2], first.shape[1]):
-            tokens = torch.empty(gates[block].shape[:2] + first.shape[1:], dtype=u.dtype, device=u.device)
+        winner, rest = torch.empty_like(first, dtype=torch.int64), 1 - gates[:, 1:].transpose(0, 1)
+        for block, tokens, rows in _blocks(gates, u):
             tokens[:, 0] = first[block]
-            tokens[:, 1:] = ((1 - gates[block, 1:]).transpose(0, 1) @ c).transpose(0, 1)
-            tokens = torch.baddbmm(tokens, gates[block], u[block])
+            tokens[:, 1:] = torch.bmm(rest[:, block], c, out=rows).transpose(0, 1)
+            tokens.baddbmm_(gates[block], u[block])
             attended[block] = tokens[:, 0]
             pooled[block], winner[block] = _first_max(tokens)
-        ctx.save_for_backward(gates, u, c, winner)
+        ctx.save_for_backward(gates, rest, u, c, winner)
         return attended, pooled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_attended: Tensor, d_pooled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        gates, u, c, winner = ctx.saved_tensors
-        d_gates, d_u, d_first, d_c = map(torch.empty_like, (gates, u, d_pooled, c))
-        d_c.zero_()
-        for block in _blocks(*gates.shape[:2], u.shape[2]):
-            g, rest = gates[block], (1 - gates[block, 1:]).permute(1, 2, 0)
-            d_tokens = torch.zeros(g.shape[:2] + u.shape[2:], dtype=u.dtype, device=u.device)
-            d_tokens.scatter_(1, winner[block, None], d_pooled[block, None])
+        gates, rest, u, c, winner = ctx.saved_tensors
+        d_first, d_c = u.new_empty(winner.shape), u.new_zeros(c.shape)
+        d_u, d_gates = u.new_empty(u.shape), u.new_empty(gates.mT.shape)
+        for block, d_tokens, _ in _blocks(gates, u):
+            d_tokens.zero_().scatter_(1, winner[block, None], d_pooled[block, None])
             d_tokens[:, 0] += d_attended[block]
-            d_rows = d_tokens[:, 1:].transpose(0, 1)  # (P, block, D)
+            d_rows = d_tokens[:, 1:].transpose(0, 1)
             d_first[block] = d_tokens[:, 0]
-            d_u[block] = g.mT @ d_tokens
-            d_gates[block] = d_tokens @ u[block].mT
-            d_gates[block, 1:] -= (d_rows @ c.mT).transpose(0, 1)
-            d_c += rest @ d_rows
-        return d_gates, d_u, d_first, d_c
+            torch.bmm(gates[block].mT, d_tokens, out=d_u[block])
+            torch.bmm(u[block], d_tokens.mT, out=d_gates[block])
+            d_gates[block, :, 1:] -= (c @ d_rows.mT).permute(2, 1, 0)
+            d_c.baddbmm_(rest[:, block].mT, d_rows)
+        return d_gates.mT, d_u, d_first, d_c
 
 
-def _blocks(batch: int, tokens: int, dim: int) -> list[slice]:
-    step = max(1, TOKEN_BLOCK // (tokens * dim))
-    return [slice(start, start + step) for start in range(0, batch, step)]
+def _blocks(gates: Tensor, u: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Parts of the batch, with room for their tokens (block, P + 1, D) and for prompt rows (P, block, D).
+
+    It is the same memory for every part: asking the system for new pages costs several times the arithmetic.
+    """
+    batch, tokens, dim = len(gates), gates.shape[1], u.shape[2]
+    step = min(batch, max(1, TOKEN_BLOCK // (tokens * dim)))
+    room, rows = u.new_empty(step * tokens * dim), u.new_empty((tokens - 1) * step * dim)
+    for start in range(0, batch, step):
+        size = min(step, batch - start)
+        yield (
+            slice(start, start + size),
+            room[: size * tokens * dim].view(size, tokens, dim),
+            rows[: (tokens - 1) * size * dim].view(tokens - 1, size, dim),
+        )
 
 
 def _first_max(tokens: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B D"], Tensor]:
