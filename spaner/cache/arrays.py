@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.listing import ids_sha256
-from spaner.cache.manifest import EncoderSpec, Manifest
+from spaner.cache.manifest import DTYPES, EncoderSpec, Manifest
 from spaner.cache.writer import Writer
 
 
@@ -39,8 +39,8 @@ def as_rows(table: str, features: np.ndarray, dtype: str | None) -> Float[np.nda
             "expected numbers of shape (rows, dim) or (rows, views, dim)"
         )
     stored = dtype or ("float16" if features.dtype == np.float16 else "float32")
-    if stored not in ("float16", "float32"):
-        raise CacheError(f"{table} asks for dtype {stored}; expected float16 or float32")
+    if stored not in DTYPES:
+        raise CacheError(f"{table} has dtype {stored!r}; expected {' or '.join(DTYPES)}")
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(features, stored)
     return rows[:, None] if rows.ndim == 2 else rows

@@ -36,12 +36,7 @@ def check_manifest(manifest: Manifest, dataset: str) -> None:
         )
     if manifest.schema != SCHEMA:
         raise CacheError(f"{table} has schema {manifest.schema}, this spaner writes {SCHEMA}; upgrade spaner")
-    if manifest.dtype not in ("float16", "float32"):
-        raise CacheError(f"{table} asks for dtype {manifest.dtype}; expected float16 or float32")
-    sizes = {"rows": manifest.rows, "views": len(manifest.views), "dim": manifest.dim}
-    for name, size in (sizes | {"chunk_rows": manifest.chunk_rows}).items():
-        if size < 1:
-            raise CacheError(f"{table} has {size} {name}; expected at least 1")
+    manifest.check()
     if manifest.encoder.dim != manifest.dim:
         raise CacheError(
             f"{table} has dim {manifest.dim}, its encoder {manifest.encoder.dim}; make them equal"

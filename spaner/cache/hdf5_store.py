@@ -12,13 +12,13 @@ import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
 from spaner.cache import files
-from spaner.cache.errors import Corrupt
+from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.manifest import SCHEMA, Manifest, canonical
 from spaner.cache.store import ArraySpec, Store, stored_layout
 
@@ -51,15 +51,17 @@ class Hdf5Store:
             self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def tables(self) -> list[str]:
-        return sorted(f"{group}/{name}" for group, members in self._file.items() for name in members)
+        try:
+            return sorted(f"{group}/{name}" for group, members in self._file.items() for name in members)
+        except Exception as error:
+            raise self._corrupt("its list of tables", error) from error
 
     def attributes(self, table: str = "") -> dict[str, Any]:
         try:
             stored = self._file["/" + table].attrs
             return {name: json.loads(stored[name].tobytes()) for name in sorted(stored)}
-        except Exception as error:  # h5py raises whatever damaged bytes make it stumble on
-            what = f"metadata of {table or 'the cache'} in {self.path}"
-            raise Corrupt(f"{what} are damaged: {_first_line(error)}; extract it again") from error
+        except Exception as error:
+            raise self._corrupt(f"the metadata of {table or 'the cache'}", error) from error
 
     def read(self, table: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         try:
@@ -69,9 +71,8 @@ class Hdf5Store:
                 return data[start:stop]
             whole = np.frombuffer(self._bytes, data.dtype, data.size, offset).reshape(data.shape)
             return whole[start:stop]
-        except Exception as error:  # as above
-            what = f"{array} of {table} in {self.path}"
-            raise Corrupt(f"{what} is damaged: {_first_line(error)}; run `spaner cache verify`") from error
+        except Exception as error:
+            raise self._corrupt(f"{array} of {table}", error) from error
 
     def damage(self, table: str = "") -> list[tuple[int | None, str]]:
         if table:
@@ -84,6 +85,49 @@ class Hdf5Store:
 
     def close(self) -> None:
         self._file.close()
+
+    def _corrupt(self, what: str, error: Exception) -> CacheError:
+        """What to raise instead of whatever h5py stumbled on, which has no common base."""
+        if not self._file:
+            return CacheError(f"{self.path} is closed; read from it before closing the cache")
+        return Corrupt(f"{self.path} is damaged in {what}: {_first_line(error)}")
+
+
+class _Sink:
+    """The file that HDF5 writes into. It keeps the first refusal of the disk and swallows what follows:
+    HDF5 takes the whole process down when it cannot write while closing a file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._error: OSError | None = None
+        self.read, self.seek, self.tell, self.truncate = stream.read, stream.seek, stream.tell, self._truncate
+
+    def write(self, data: memoryview) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self._error is None:
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def readinto(self, buffer: memoryview) -> int:
+        return self._stream.readinto(buffer) if self._error is None else len(buffer)  # pyright: ignore
+
+    def _truncate(self, size: int) -> int:
+        try:
+            return self._stream.truncate(size) if self._error is None else size
+        except OSError as error:
+            self._error = error
+            return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def check(self) -> None:
+        """Raise what the disk refused."""
+        if self._error is not None:
+            raise self._error
 
 
 def is_hdf5(path: Path) -> bool:
@@ -98,12 +142,15 @@ def write(path: Path, attributes: dict[str, Any], tables: Iterable[tuple[str, St
         CacheError: the disk is full or the folder cannot be written.
     """
     temporary = files.partial(path)
-    with files.writing(path, RuntimeError):  # h5py's word for a flush that failed
+    with files.writing(path):
         try:
-            with h5py.File(temporary, "w", userblock_size=HEADER, libver=VERSION) as file:
-                _set_attributes(file, attributes)
-                for name, store in sorted(tables, key=lambda item: item[0]):
-                    _copy_table(file, name, store)
+            with temporary.open("w+b", buffering=0) as stream:
+                sink = _Sink(stream)
+                with h5py.File(sink, "w", userblock_size=HEADER, libver=VERSION) as file:
+                    _set_attributes(file, attributes)
+                    for name, store in sorted(tables, key=lambda item: item[0]):
+                        _copy_table(file, name, store)
+                sink.check()
             _finish(temporary)
             temporary.replace(path)
         except BaseException:

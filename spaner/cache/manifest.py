@@ -15,6 +15,7 @@ from typing import Any, Self
 from spaner.cache.errors import CacheError
 
 SCHEMA = "spaner-cache/1"
+DTYPES = ("float16", "float32")
 
 
 def canonical(value: Any) -> str:
@@ -179,4 +180,15 @@ class Manifest:
             CacheError: a field is missing or unknown.
         """
         encoder = EncoderSpec.from_json(values.get("encoder") if isinstance(values, Mapping) else None)
-        return _construct(cls, dict(values) | {"encoder": encoder})
+        manifest = _construct(cls, dict(values) | {"encoder": encoder})
+        manifest.check()
+        return manifest
+
+    def check(self) -> None:
+        """Raise CacheError if the sizes or the dtype cannot be those of a table."""
+        if self.dtype not in DTYPES:
+            raise CacheError(f"{self.table} has dtype {self.dtype!r}; expected {' or '.join(DTYPES)}")
+        sizes = {"rows": self.rows, "views": len(self.views), "dim": self.dim, "chunk_rows": self.chunk_rows}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise CacheError(f"{self.table} has {size!r} {name}; expected at least 1")

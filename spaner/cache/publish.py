@@ -73,9 +73,11 @@ def publish(path: Path, parts: ZarrStore, attributes: dict[str, Any], is_mine: C
         begin.discard(parts, table)
     if not parts.tables():
         with files.writing(parts.path):
+            gone = files.partial(parts.path)
+            files.remove(gone)
             if parts.path.exists():
-                parts.path.rename(files.partial(parts.path))  # at once: half a folder would be no cache
-            files.remove(parts.path)
+                parts.path.rename(gone)  # at once: half a folder would be no cache
+                files.remove(gone)
 
 
 def _is_free(path: Path, table: str) -> bool:

@@ -49,14 +49,16 @@ def verify(store: Store, tables: list[str] | None = None) -> list[Problem]:
 
 def _table(store: Store, table: str) -> list[Problem]:
     try:
+        attributes = store.attributes(table)
+        manifest = Manifest.from_json(attributes.get("manifest"))
+        sealed = set(attributes) != {"manifest"}
+        if sealed:
+            seal.check(f"{table} of {store.path}", attributes)
         broken = store.damage(table)
         if metadata := [what for chunk, what in broken if chunk is None]:
             return [Problem(table, None, f"{table}: {what}; {AGAIN}") for what in metadata]
-        attributes = store.attributes(table)
-        manifest = Manifest.from_json(attributes.get("manifest"))
-        if set(attributes) == {"manifest"}:
+        if not sealed:
             return []
-        seal.check(f"{table} of {store.path}", attributes)
     except CacheError as error:
         return [Problem(table, None, str(error))]
     chunks = {chunk: what for chunk, what in broken if chunk is not None} | _chunks(store, table, manifest)

@@ -220,4 +220,4 @@ def _plain(metadata: dict[str, Any]) -> ArraySpec | None:
 
 
 def _damaged(file: Path, why: str) -> str:
-    return f"{file} is damaged: {why}; run `spaner cache verify` to see what else is"
+    return f"{file} is damaged: {why}"

@@ -268,7 +268,7 @@ def test_adding_is_one_call_and_repeating_it_changes_nothing(path: Path, content
         ),
         ({"features": np.ones((4, 3))}, "4 rows of features, 5 ids and 5 labels"),
         ({"features": np.ones((5, 0))}, r"have shape \(5, 0\)"),
-        ({"dtype": "float64"}, "asks for dtype float64; expected float16 or float32"),
+        ({"dtype": "float64"}, "has dtype 'float64'; expected float16 or float32"),
         ({"ids": list("abcda")}, "lists the id 'a' twice"),
         ({"ids": ["a", "b", "c", "d", ""]}, "id '' is empty or holds a NUL"),
         ({"ids": ["a", "b", "c", "d", "\ud800"]}, "cannot be written as UTF-8"),
@@ -298,7 +298,7 @@ def test_adding_refuses_what_does_not_fit(tmp_path: Path, change: dict, words: s
         ({"draws": {}}, r"got draws \['2-shot-seed-1'\], its manifest lists \[\]"),
         ({"draws": {"2-shot-seed-1": "0"}}, "draw 2-shot-seed-1 of image/train differs from its hash"),
         ({"schema": "spaner-cache/9"}, "has schema spaner-cache/9, this spaner writes spaner-cache/1"),
-        ({"dtype": "int8"}, "asks for dtype int8"),
+        ({"dtype": "int8"}, "has dtype 'int8'; expected float16 or float32"),
     ],
 )
 def test_beginning_refuses_a_manifest_that_contradicts_the_listing(
