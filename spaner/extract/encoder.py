@@ -20,7 +20,7 @@ from spaner.cache.manifest import EncoderSpec
 
 ENCODERS: dict[str, str] = {
     "clap": "spaner.extract.clap:load",
-    "digits": "spaner.extract.digits:load",
+    "digits": "spaner.extract.digits_encoder:load",
     "esresnext": "spaner.extract.audio_encoder:load",
     "open_clip": "spaner.extract.clip:load",
 }
