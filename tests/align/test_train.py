@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align import data, train
+from spaner.align import data, loop
 from spaner.align.config import TrainConfig
+from spaner.align.device import device_of
 from spaner.align.evaluate import evaluate
 from spaner.align.train import fit
 from spaner.cache.errors import RecipeError, RunError
@@ -163,7 +164,7 @@ def test_history_and_progress(cache):
     ],
 )
 def test_batches_cover_everything_and_none_has_one_sample(samples, bounds):
-    assert train._batch_bounds(samples, 4) == bounds
+    assert loop._batch_bounds(samples, 4) == bounds
 
 
 def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypatch):
@@ -173,8 +174,8 @@ def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypa
         seen.append((batch["image"], batch["text"], labels))
         return step(model, optimizer, rate, batch, labels, precision)
 
-    step = train._step
-    monkeypatch.setattr(train, "_step", watch)
+    step = loop._step
+    monkeypatch.setattr(loop, "_step", watch)
     fit(cache, **QUICK | {"epochs": 1})
     task = data.task(cache, TrainConfig())
     x, text, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
@@ -187,13 +188,13 @@ def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypa
 
 
 def test_learning_rate_falls_to_zero_along_a_cosine():
-    rates = list(train._cosine(0.5, 4))
+    rates = list(loop._cosine(0.5, 4))
     assert rates == pytest.approx([0.5, 0.5 * 0.853553, 0.25, 0.5 * 0.146447], abs=1e-6)
 
 
 def test_a_single_sample():
     with pytest.raises(RunError, match=r"training needs at least 2 samples, found 1; draw more shots"):
-        train._batch_bounds(1, 4)
+        loop._batch_bounds(1, 4)
 
 
 def test_loss_that_is_not_finite(cache):
@@ -220,7 +221,7 @@ def test_device_that_is_not_there(name):
     with pytest.raises(
         RecipeError, match=rf"device is '{name}', which torch cannot use here; use device=cpu"
     ):
-        train.device_of(name)
+        device_of(name)
 
 
 def test_trains_where_encoders_and_images_are_absent(cache):
