@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -37,7 +38,7 @@ def text_encoder(model: Path) -> TextEncoder:
 
 def test_view_0_and_rows_equal_open_clips_own(image: ImageEncoder, tiny_model: Path) -> None:
     model = clip.build(resolve(str(tiny_model), "random"))
-    transform = open_clip.image_transform(32, is_train=False)
+    transform: Any = open_clip.image_transform(32, is_train=False)
     photo = picture(5, (57, 43))
     inputs = transform(photo)
     assert torch.equal(image.prepare(photo, 0, "k", 0), inputs)  # pyright: ignore[reportArgumentType]

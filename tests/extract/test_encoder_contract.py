@@ -52,7 +52,7 @@ class Case:
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tiny_model: Path) -> Case:
     name, modality = request.param
-    options = BUILDS[name] | ({"model": str(tiny_model)} if name == "open_clip" else {})
+    options: dict[str, Any] = BUILDS[name] | ({"model": str(tiny_model)} if name == "open_clip" else {})
     return Case(name, modality, encoders.load(name, modality, **options))
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,7 +121,11 @@ def test_a_second_extraction_refuses_while_the_first_lives(server: Server, tmp_p
             server.start(tmp_path / "c")
             refused.append(server.end())
 
-    settings = {"dataset": f"folder:{server.photos}", "model": str(server.model), "pretrained": "random"}
+    settings: dict[str, Any] = {
+        "dataset": f"folder:{server.photos}",
+        "model": str(server.model),
+        "pretrained": "random",
+    }
     extract(**settings, cache=tmp_path / "c", chunk_rows=3, templates=(), progress=second)
     (status, line), *_ = refused
     assert status == 1

@@ -85,21 +85,24 @@ def test_what_is_missing_is_asked_for(
         EncoderError, match=r"its weights were the file tiny.pt; type `--pretrained PATH/tiny.pt`"
     ):
         repair(cache, model=source["model"])
+    without = {name: value for name, value in source.items() if name != "dataset"}
     with pytest.raises(
         DatasetError, match=r"does not say where data set 'photos' lies.*type for example `--dataset"
     ):
-        repair(cache, **(source | {"dataset": None}))
+        repair(cache, **without)
     shutil.copytree(class_folders, tmp_path / "less")
     shutil.rmtree(tmp_path / "less" / "train" / "sea")
     shutil.rmtree(tmp_path / "less" / "test" / "sea")
+    less: dict[str, Any] = source | {"dataset": f"folder:{tmp_path / 'less'}"}
     with pytest.raises(DatasetError, match=r"image/train: 2 of 6 ids are not in folder:.*check --dataset"):
-        repair(cache, **(source | {"dataset": f"folder:{tmp_path / 'less'}"}))
+        repair(cache, **less)
 
 
 def test_other_weights_are_refused_before_anything_is_written(cache: Path, source: dict[str, Any]) -> None:
     flip(cache, "image/train", 0)
+    other: dict[str, Any] = source | {"pretrained": "random"}
     with pytest.raises(Mismatch, match="image/train was made by another encoder: weights_sha256"):
-        repair(cache, **(source | {"pretrained": "random"}))
+        repair(cache, **other)
     with spaner.cache.open(cache) as opened:
         assert len(opened.verify()) == 1
 
