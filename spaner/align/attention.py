@@ -42,7 +42,7 @@ from torch.autograd.function import once_differentiable
 from spaner.cache.errors import RecipeError
 
 # Tokens are built for this many numbers at a time, and pooled while they are in the processor's cache.
-TOKEN_BLOCK = 1 << 20
+TOKEN_BLOCK = 1 << 18
 
 
 class AttentionAligner(nn.Module):
@@ -110,7 +110,7 @@ class AttentionAligner(nn.Module):
 
     def _attend(self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]) -> Float[Tensor, "B D"]:
         """x' alone, when the rows S' are not asked for."""
-        (q, k, v), (_, keys, values) = self._project(x, prompt)
+        (q, k, v), (_, keys, values) = self._project(x), self._project(prompt)
         on_x, on_prompt = self._weights_of_sample(q, k, keys)
         mixed = on_x * v + on_prompt @ values  # (H, B, D/H)
         return F.linear(mixed.transpose(0, 1).flatten(1), self.attn.out_proj.weight, self.attn.out_proj.bias)
@@ -119,7 +119,7 @@ class AttentionAligner(nn.Module):
         self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """x' and z, by the closed form of the module docstring. Letters as there."""
-        (q, k, v), (queries, keys, values) = self._project(x, prompt)
+        (q, k, v), (queries, keys, values) = self._project(x), self._project(prompt)
         out = self.attn.out_proj
         w_o = out.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)  # (H, D/H, D)
         u, v_prompt = v @ w_o, values @ w_o  # (H, B, D), (H, P, D)
@@ -136,14 +136,11 @@ class AttentionAligner(nn.Module):
         )
         return attended + out.bias, z + out.bias
 
-    def _project(
-        self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]
-    ) -> tuple[list[Float[Tensor, "H B d"]], list[Float[Tensor, "H P d"]]]:
-        """(q, k, v) of the samples and of the prompt, d = D / H, queries scaled. One product for both."""
-        qkv = F.linear(torch.cat([x, prompt]), self.attn.in_proj_weight, self.attn.in_proj_bias)
+    def _project(self, tokens: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries, keys and values, (H, N, D/H) each."""
+        qkv = F.linear(tokens, self.attn.in_proj_weight, self.attn.in_proj_bias)
         q, k, v = qkv.unflatten(1, (3, self.heads, -1)).permute(1, 2, 0, 3)
-        sides = [part.split([len(x), len(prompt)], dim=1) for part in (q / math.sqrt(q.shape[-1]), k, v)]
-        return [side[0] for side in sides], [side[1] for side in sides]
+        return q / math.sqrt(q.shape[-1]), k, v
 
     def _weights_of_sample(
         self, q: Float[Tensor, "H B d"], k: Float[Tensor, "H B d"], keys: Float[Tensor, "H P d"]
