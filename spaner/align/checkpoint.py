@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Run:
 
     `draw` is `data.Draw` as JSON; `tables` maps every table that was read to its identity; `history` holds
     one entry per epoch; `seconds` is the time of training alone; `metrics` is the result of `evaluate`, once
-    there is one.
+    there is one; `extensions` tells of modalities that joined afterwards (`align.extend`).
     """
 
     config: TrainConfig
@@ -56,6 +56,7 @@ class Run:
     seconds: float
     versions: dict[str, str]
     metrics: dict[str, Any] | None = None
+    extensions: list[dict[str, Any]] = field(default_factory=list)
 
     def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N E"]:
         """Embeddings of the frozen encoder, of any length -> unit vectors of the shared space, float32.
@@ -127,6 +128,7 @@ class Run:
             **self.facts(),
             "class_names": list(self.class_names),
             "metrics": self.metrics,
+            "extensions": self.extensions,
         }
 
     @property
@@ -185,7 +187,17 @@ def load(folder: str | Path) -> Run:
         history=_read_history(folder / "loss.csv"),
         **{
             n: result[n]
-            for n in ["dataset", "widths", "logit_scale", "draw", "tables", "seconds", "versions", "metrics"]
+            for n in [
+                "dataset",
+                "widths",
+                "logit_scale",
+                "draw",
+                "tables",
+                "seconds",
+                "versions",
+                "metrics",
+                "extensions",
+            ]
         },
     )
 

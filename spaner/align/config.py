@@ -83,10 +83,7 @@ class TrainConfig:
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps ...")
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(TrainConfig).items():
-            object.__setattr__(self, name, _typed(name, kind, getattr(self, name)))
-        for name, (low, high) in _RANGES.items():
-            _check_range(name, getattr(self, name), low, high)
+        _check(self)
         methods.check_name("method", self.method)
         methods.check_name("aligner", self.aligner)
 
@@ -117,6 +114,46 @@ class TrainConfig:
                 f"stored configuration: missing or unknown setting {odd[0]!r}; use the version that wrote it"
             )
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class ExtendConfig:
+    """Settings of one extension; every field is the option of the same name.
+
+    Raises:
+        RecipeError: a value that has no meaning.
+    """
+
+    modality: str = _option("audio", "Modality that joins.")
+    split: str = _option("train", "Its table that trains; for ESC-50 a fold: fold1 ... fold5.")
+    anchor: str = _option("image", "Modality of the run that it is paired with.")
+    shots: int | None = _option(None, "Its training rows per class; default: all rows of the table.")
+    select: Literal["draw", "first"] = _option(
+        "draw", "Which rows: a seeded draw, or the first K listed (ESC-50)."
+    )
+    draw_seed: int = _option(1, "Which few-shot draw.")
+    seed: int = _option(1, "Initial weights, order of samples, choice of partners.")
+    epochs: int = _option(30, "Passes over the new modality's rows.")
+    batch_size: int = _option(32, "Pairs per step; a short last batch is kept.")
+    lr: float = _option(1e-3, "AdamW's initial learning rate; falls to zero along a cosine.")
+    weight_decay: float = _option(0.01, "AdamW's weight decay.")
+    precision: Literal["auto", "float32", "bfloat16"] = _option("auto", "Arithmetic.")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps ...")
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.select == "first" and self.shots is None:
+            raise RecipeError(
+                "select=first takes the first K rows of a class, and shots is not given; use shots=4"
+            )
+
+
+def _check(config: Any) -> None:
+    """Every field as its declared type, within its limits."""
+    for name, kind in get_type_hints(type(config)).items():
+        object.__setattr__(config, name, _typed(name, kind, getattr(config, name)))
+        if name in _RANGES:
+            _check_range(name, getattr(config, name), *_RANGES[name])
 
 
 #: Inclusive limits of the numbers.

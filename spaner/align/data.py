@@ -5,36 +5,16 @@ is given a Task cannot reach a test row. Rows whose extraction failed are droppe
 to unit length here, once. Evaluation reads its own tables elsewhere.
 """
 
-import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from spaner import cache as caches
 from spaner.align.config import TrainConfig
-from spaner.cache.errors import CacheError, Corrupt, Mismatch, RecipeError
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which training rows were used: enough to repeat the choice, and to prove it was the same.
-
-    `sha256` is `cache.ids_sha256` of the drawn ids; `rows` of them were good and `failed` were dropped.
-    `shots` is None where all rows were taken.
-    """
-
-    shots: int | None
-    seed: int | None
-    rows: int
-    failed: int
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+from spaner.align.rows import Draw, drawn_samples, unit_rows
+from spaner.cache.errors import CacheError, Mismatch, RecipeError
 
 
 @dataclass(frozen=True)
@@ -73,59 +53,20 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
     """
     samples, texts = cache.table(f"{modality}/train"), cache.table(f"text/{config.templates}")
     _check_same_weights(samples.manifest, texts.manifest)
-    rows, shots, seed = _drawn_rows(samples, config)
-    good = rows[samples.ok[rows]]
-    if not len(good):
-        raise CacheError(
-            f"{samples.name} has no usable row: all {len(rows):,} asked for failed in extraction; "
-            f"see `spaner cache info {cache.path}`"
-        )
+    drawn = drawn_samples(samples, config.shots, config.draw_seed)
     return Task(
         dataset=cache.dataset,
         class_names=tuple(cache.class_names),
         modality=modality,
-        x=_unit_rows(samples, good),
-        labels=torch.from_numpy(samples.labels[good].astype(np.int64)),
+        x=drawn.x,
+        labels=drawn.labels,
         text=_class_texts(texts, list(cache.class_names)),
         templates=config.templates,
         logit_scale=_logit_scale(config, samples.manifest, texts.manifest),
-        draw=Draw(shots, seed, len(good), len(rows) - len(good), caches.drawn_sha256(samples.ids, rows)),
+        draw=drawn.draw,
         encoders={modality: samples.manifest.encoder, "text": texts.manifest.encoder},
         tables={table.name: table.manifest.sha256 for table in (samples, texts)},
     )
-
-
-def _drawn_rows(table: caches.Table, config: TrainConfig) -> tuple[np.ndarray, int | None, int | None]:
-    """(rows, shots, seed): the asked draw; without one, every row, or the largest stored draw of a partial
-    table."""
-    shots = config.shots
-    if shots is None and not table.manifest.complete:
-        stored = [
-            m for m in (re.fullmatch(r"(\d+)-shot-seed-(\d+)", name) for name in table.manifest.draws) if m
-        ]
-        shots = max((int(m[1]) for m in stored if int(m[2]) == config.draw_seed), default=None)
-        if shots is None:
-            known = ", ".join(table.manifest.draws) or "none"
-            raise CacheError(
-                f"{table.name} holds parts of its data set and no draw with seed {config.draw_seed}; "
-                f"stored draws: {known}; choose one with --shots and --draw-seed"
-            )
-    if shots is None:
-        return np.arange(table.rows), None, None
-    return table.draw(shots, config.draw_seed), shots, config.draw_seed
-
-
-def _unit_rows(table: caches.Table, rows: np.ndarray) -> Float[Tensor, "N V D"]:
-    features = table.read(rows).astype(np.float32)
-    norms = np.linalg.norm(features, axis=2, keepdims=True)
-    bad = ~(np.isfinite(norms) & (norms > 0)).all(axis=(1, 2))
-    if bad.any():
-        first = str(table.ids[rows[bad.argmax()]])
-        raise Corrupt(
-            f"{table.name}: the embedding of {first!r} is not finite or is all zeros ({bad.sum():,} such rows); "
-            f"expected finite numbers; see `spaner cache verify`, and extract the table again"
-        )
-    return torch.from_numpy(features / norms)
 
 
 def _class_texts(table: caches.Table, class_names: list[str]) -> Float[Tensor, "C T M"]:
@@ -137,7 +78,7 @@ def _class_texts(table: caches.Table, class_names: list[str]) -> Float[Tensor, "
             f"{table.name} has no text for class {missing[0]!r} ({len(missing):,} such classes); "
             f"expected one row per class; extract the text again"
         )
-    return _unit_rows(table, np.array([row_of[label] for label in range(len(class_names))]))
+    return unit_rows(table, np.array([row_of[label] for label in range(len(class_names))]))
 
 
 def _check_same_weights(samples: caches.Manifest, texts: caches.Manifest) -> None:

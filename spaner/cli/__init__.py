@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spaner.cache.errors import SpanerError
-from spaner.cli import cache, console, demo, evaluate, extract, sweep, train
+from spaner.cli import cache, console, demo, evaluate, extend, extract, sweep, train
 
 app = typer.Typer(
     name="spaner",
@@ -29,6 +29,7 @@ app.command("extract")(extract.extract)
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
+app.command("extend")(extend.extend)
 app.add_typer(cache.app, name="cache")
 
 

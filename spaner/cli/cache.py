@@ -90,7 +90,9 @@ def remarks(fact: dict[str, Any]) -> list[str]:
     if not fact["complete"]:
         lines.append(f"holds the union of the draws {', '.join(fact['draws'])}")
     purity = fact["measured"].get("purity")
-    if purity:
+    if purity and "mode" in purity:
+        lines.append(f"IMPURE by design: in mode {purity['mode']} rows depend on their batch")
+    elif purity:
         lines.append(
             f"row purity: largest difference {purity['max_relative']:.1e} over {purity['rows']} rows"
         )

@@ -8,8 +8,8 @@ import typer
 
 from spaner.cli import console
 
-#: Ten classes of 16 shots in two views are 320 pairs, so batches of 32 stand for the paper's 256 of 32,000.
-SETTINGS = {"shots": 16, "batch_size": 32}
+#: 539 images in two views are 1,078 pairs, so batches of 64 stand for the paper's 256 of 32,000.
+SETTINGS = {"batch_size": 64}
 
 
 def demo(
@@ -24,7 +24,7 @@ def demo(
     cache = out / "cache" / "digits"
     console.say("1. extract: a small frozen encoder over scikit-learn's 1,797 handwritten digits, once")
     _extract(cache)
-    console.say("\n2. train: shared prompt, aligners and projections from the cache, 16 images a class")
+    console.say("\n2. train: shared prompt, aligners and projections from the cache alone")
     _train(cache, out / "runs")
     console.say("\n3. sweep: prompt length, three seeds each")
     figure = _sweep(cache, out / "sweep")

@@ -1,0 +1,98 @@
+"""``spaner extend``: a new modality joins a trained run without changing it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spaner.align.config import ExtendConfig
+from spaner.cache.errors import RunError
+from spaner.cli import console
+from spaner.cli.options import with_options
+
+
+@with_options(ExtendConfig)
+def extend(
+    *,
+    run: Annotated[Path, typer.Option(help="Run folder to extend; it is not changed.")],
+    cache: Annotated[Path, typer.Option(help="Cache with the new modality and images of the same classes.")],
+    out: Annotated[Path | None, typer.Option(help="New run folder.", show_default="<run>+<modality>")] = None,
+    replace: Annotated[bool, typer.Option(help="Train a modality anew that the run has already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    **options: Any,
+) -> None:
+    """Let a new modality join: its aligner and input map are trained against images, all else is frozen.
+
+    Example: `spaner extend --run runs/digits --modality audio --cache cache/digits`
+    """
+    from spaner.align import checkpoint
+
+    config = ExtendConfig(**options)
+    folder = out or run.with_name(f"{run.name}+{config.modality}")
+    result = extend_and_check(checkpoint.load(run), cache, config, folder, replace=replace)
+    if json:
+        console.dump(result)
+        return
+    print_extension(result, config)
+    console.say(f"run: {folder}")
+
+
+def extend_and_check(
+    run: Any, cache: Path, config: ExtendConfig, folder: Path, *, replace: bool = False
+) -> dict[str, Any]:
+    """Extend, prove that nothing else moved, save, and score the newcomer if the cache has a test table."""
+    from spaner.align.evaluate import evaluate, evaluate_pair
+    from spaner.align.extend import extend as train
+    from spaner.cache import open as open_cache
+
+    with open_cache(cache) as opened, console.progress("epochs") as progress:
+        longer = train(
+            run, opened, config, lambda done, all_, _: progress(done, all_, config.modality), replace=replace
+        )
+        hashes = longer.extensions[-1]["frozen_sha256"]
+        longer.metrics = evaluate(longer, opened)
+        if hashes["before"] != hashes["after"] or longer.metrics != evaluate(run, opened):
+            raise RunError(
+                f"{config.modality} changed the trained core; nothing was saved; please report this"
+            )
+        longer.save(folder)
+        result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
+        if opened.has(f"{config.modality}/test"):
+            newcomer, anchor = f"{config.modality}/test", f"{config.anchor}/test"
+            result["newcomer"] = evaluate(longer, opened, newcomer)
+            result["pairs"] = [
+                evaluate_pair(longer, opened, query, newcomer) for query in ("text/classname", anchor)
+            ] + [evaluate_pair(longer, opened, newcomer, anchor)]
+    return result
+
+
+def print_extension(result: dict[str, Any], config: ExtendConfig) -> None:
+    """The two hashes, what the newcomer finds, and what finds the newcomer."""
+    extension = result["extension"]
+    digest = extension["frozen_sha256"]["after"][:12]
+    console.say(
+        f"{config.modality} joined with {extension['draw']['rows']:,} rows in {extension['seconds']:.1f} s; "
+        f"prompt, aligners and projections of the others are unchanged (SHA-256 {digest} before and after), "
+        "and so is every bit of their metrics"
+    )
+    if "newcomer" not in result:
+        return
+    newcomer = result["newcomer"]
+    columns = ["query", "target", "queries", "recall@1", "recall@5", "mAP"]
+    named = [
+        [
+            config.modality,
+            name,
+            f"{newcomer['rows']:,}",
+            console.percent(newcomer[kind]["accuracy"]),
+            "–",
+            "–",
+        ]
+        for kind, name in (("text", "class name in template"), ("semantic", "class name"))
+    ]
+    console.table(columns, named + [_pair(pair) for pair in result["pairs"]])
+
+
+def _pair(pair: dict[str, Any]) -> list[str]:
+    recalls = [console.percent(pair[name]) for name in ("recall@1", "recall@5", "mAP")]
+    return [pair["query"], pair["target"], f"{pair['queries']:,}", *recalls]
