@@ -49,6 +49,7 @@ class Hdf5Store:
             raise Corrupt(f"{path} is damaged: {_first_line(error)}; extract it again") from error
         with path.open("rb") as stream:
             self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._arrays: dict[str, Any] = {}
 
     def tables(self) -> list[str]:
         try:
@@ -64,15 +65,20 @@ class Hdf5Store:
             raise self._corrupt(f"the metadata of {table or 'the cache'}", error) from error
 
     def read(self, table: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        name = f"{table}/{array}"
         try:
-            data = self._file[f"{table}/{array}"]
-            offset = data.id.get_offset()
-            if offset is None:  # chunked: parts may be absent, which reads as zeros
-                return data[start:stop]
-            whole = np.frombuffer(self._bytes, data.dtype, data.size, offset).reshape(data.shape)
-            return whole[start:stop]
+            if name not in self._arrays:
+                self._arrays[name] = self._mapped(self._file[name])
+            return self._arrays[name][start:stop]
         except Exception as error:
             raise self._corrupt(f"{array} of {table}", error) from error
+
+    def _mapped(self, data: Any) -> Any:
+        """The whole array as a view of the file; a chunked one, whose parts may be absent, stays HDF5's."""
+        offset = data.id.get_offset()
+        if offset is None:
+            return data
+        return np.frombuffer(self._bytes, data.dtype, data.size, offset).reshape(data.shape)
 
     def damage(self, table: str = "") -> list[tuple[int | None, str]]:
         if table:
@@ -84,6 +90,7 @@ class Hdf5Store:
         return [(None, f"{self.path} differs from the SHA-256 in its first {HEADER} bytes")]
 
     def close(self) -> None:
+        self._arrays.clear()
         self._file.close()
 
     def _corrupt(self, what: str, error: Exception) -> CacheError:

@@ -4,7 +4,9 @@ A `Store` is reading only, because that is where the formats must agree. Writing
 store chunk by chunk, and `hdf5_store.write` makes an HDF5 file of finished tables in one pass.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,10 +62,20 @@ class ArraySpec:
         """Number of chunks, the last one padded with zeros to full length in Zarr."""
         return -(-self.shape[0] // self.chunk)
 
-    @property
+    @cached_property
     def chunk_shape(self) -> tuple[int, ...]:
         """Shape of one chunk."""
         return (self.chunk, *self.shape[1:])
+
+    @cached_property
+    def stored(self) -> np.dtype:
+        """The type as it is on disk: little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Size of one chunk."""
+        return math.prod(self.chunk_shape) * self.stored.itemsize
 
 
 def layout(manifest: Manifest, id_bytes: int, draws: dict[str, int]) -> dict[str, ArraySpec]:

@@ -28,6 +28,7 @@ class Table:
         self.name = name
         self.manifest = Manifest.from_json(attributes["manifest"])
         self.measured: dict[str, Any] = attributes["measured"]
+        self._dtype = np.dtype(self.manifest.dtype)
         self._store = store
         self._where = where
 
@@ -128,7 +129,7 @@ class Table:
 
     def _shaped(self, block: np.ndarray, rows: int) -> np.ndarray:
         expected = (rows, len(self.views), self.dim)
-        if block.shape != expected or block.dtype != self.manifest.dtype:
+        if block.shape != expected or block.dtype != self._dtype:
             raise Corrupt(
                 f"features of {self._where} have shape {block.shape} and type {block.dtype}, its manifest "
                 f"says {expected} {self.manifest.dtype}; run `spaner cache verify`"

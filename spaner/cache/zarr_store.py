@@ -11,8 +11,10 @@ somebody has compressed since.
 import json
 import mmap
 import os
+from io import FileIO
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from spaner.cache.manifest import Manifest
 from spaner.cache.store import ArraySpec, stored_layout
 
 MAP_FROM = 1 << 16  # bytes from which mapping a chunk beats reading it
+MAPS = 256  # each live map holds a file descriptor; beyond these, chunks are read
+_LIVE: WeakSet[mmap.mmap] = WeakSet()
 OPTIONAL = ("status", "reason", "checksum", "done")  # a chunk that is absent reads as zeros
 PER_CHUNK = ("features", *OPTIONAL)  # what encoding a chunk again writes anew
 
@@ -39,7 +43,7 @@ def array_json(spec: ArraySpec) -> bytes:
             "attributes": {},
             "chunk_grid": {"configuration": {"chunk_shape": list(spec.chunk_shape)}, "name": "regular"},
             "chunk_key_encoding": {"configuration": {"separator": "."}, "name": "default"},
-            "codecs": order if np.dtype(spec.dtype).itemsize > 1 else [{"name": "bytes"}],
+            "codecs": order if spec.stored.itemsize > 1 else [{"name": "bytes"}],
             "data_type": spec.dtype,
             "fill_value": 0.0 if spec.dtype.startswith("float") else 0,
             "node_type": "array",
@@ -82,7 +86,7 @@ class ZarrStore:
         if first == last:
             offset = first * spec.chunk
             return self._chunk(table, array, spec, first)[start - offset : stop - offset]
-        out = np.empty((stop - start, *spec.shape[1:]), np.dtype(spec.dtype))
+        out = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
         for index in range(first, last + 1):
             low, high = max(start, index * spec.chunk), min(stop, (index + 1) * spec.chunk)
             block = self._chunk(table, array, spec, index)
@@ -110,24 +114,19 @@ class ZarrStore:
 
     def _chunk(self, table: str, array: str, spec: ArraySpec, index: int) -> np.ndarray:
         file = self.chunk_file(table, array, spec, index)
-        dtype, shape = np.dtype(spec.dtype).newbyteorder("<"), spec.chunk_shape
-        size = int(np.prod(shape)) * dtype.itemsize
         try:
-            with file.open("rb") as stream:
-                found = os.fstat(stream.fileno()).st_size
-                if found != size:
-                    raise Corrupt(_damaged(file, f"it has {found:,} of {size:,} bytes"))
-                small = size < MAP_FROM
-                data = stream.read() if small else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            data = _bytes(file, mapped=spec.chunk_bytes >= MAP_FROM)
         except FileNotFoundError:
             if array not in OPTIONAL:
                 raise Corrupt(_damaged(file, "it is missing")) from None
-            return np.broadcast_to(np.zeros((), dtype), shape)
-        return np.frombuffer(data, dtype).reshape(shape)
+            return np.broadcast_to(np.zeros((), spec.stored), spec.chunk_shape)
+        if len(data) != spec.chunk_bytes:
+            raise Corrupt(_damaged(file, f"it has {len(data):,} of {spec.chunk_bytes:,} bytes"))
+        return np.frombuffer(data, spec.stored).reshape(spec.chunk_shape)
 
-    def chunk_file(self, table: str, array: str, spec: ArraySpec, index: int) -> Path:
-        """Where chunk `index` of an array lies."""
-        return self.path / table / array / ("c." + ".".join([str(index)] + ["0"] * (len(spec.shape) - 1)))
+    def chunk_file(self, table: str, array: str, spec: ArraySpec, index: int) -> str:
+        """Where chunk `index` of an array lies (text: a Path costs more than mapping the file)."""
+        return f"{self.path}/{table}/{array}/c.{index}{'.0' * (len(spec.shape) - 1)}"
 
     def _read_foreign(self, table: str, array: str, start: int, stop: int | None) -> np.ndarray:
         import zarr  # two seconds of import that no cache of ours needs
@@ -196,17 +195,17 @@ class ZarrStore:
         """Replace one chunk in one step. `rows` may be short only in the last chunk."""
         spec = self.spec(table, array)
         assert spec is not None, f"{table}/{array} is not written by this store"
-        block = np.ascontiguousarray(rows, np.dtype(spec.dtype).newbyteorder("<"))
+        block = np.ascontiguousarray(rows, spec.stored)
         if len(block) < spec.chunk:
             padding = np.zeros((spec.chunk - len(block), *spec.shape[1:]), block.dtype)
             block = np.concatenate([block, padding])
-        files.write(self.chunk_file(table, array, spec, index), block.reshape(-1).view(np.uint8).data)
+        files.write(Path(self.chunk_file(table, array, spec, index)), block.reshape(-1).view(np.uint8).data)
 
     def clear_chunk(self, table: str, array: str, index: int) -> None:
         """Make one chunk zeros by removing its file."""
         spec = self.spec(table, array)
         assert spec is not None, f"{table}/{array} is not written by this store"
-        files.remove(self.chunk_file(table, array, spec, index))
+        files.remove(Path(self.chunk_file(table, array, spec, index)))
 
 
 def _plain(metadata: dict[str, Any]) -> ArraySpec | None:
@@ -219,5 +218,17 @@ def _plain(metadata: dict[str, Any]) -> ArraySpec | None:
         return None
 
 
-def _damaged(file: Path, why: str) -> str:
+def _bytes(file: str, *, mapped: bool) -> bytes | mmap.mmap:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if mapped and len(_LIVE) < MAPS and os.fstat(descriptor).st_size:
+            data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            _LIVE.add(data)
+            return data
+        return FileIO(descriptor, closefd=False).readall()
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(file: Path | str, why: str) -> str:
     return f"{file} is damaged: {why}"
