@@ -158,14 +158,12 @@ class TextEncoder:
         self.short = _cuttable(self.model)
 
     def prepare(self, payload: str, view: int = 0, key: str = "", seed: int = 0) -> Int[Tensor, " T"]:
-        """Token ids, padded to the context length; views of text are different strings, so ``view`` changes "
-        "nothing."""
+        """Token ids, padded to the context length; the views of a text are strings of their own."""
         return self.tokenize([payload])[0]
 
     @torch.inference_mode()
     def encode(self, batch: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        """Rows in float32 on the CPU; padding behind the longest string is cut off where that changes "
-        "nothing."""
+        """Rows in float32 on the CPU; padding behind the longest string is cut off where that is exact."""
         tokens = batch.to(self.device, non_blocking=True)
         if self.short is not None:
             return encode_short(self.short, tokens).float().cpu()
@@ -193,8 +191,7 @@ def _cuttable(model: nn.Module) -> Any | None:
 
 
 def encode_short(tower: Any, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-    """What ``encode_text`` gives, computed on the columns up to the last end-of-text token (the largest "
-    "id)."""
+    """What ``encode_text`` gives, computed up to the last end-of-text token (the largest id)."""
     ends = tokens.argmax(dim=-1)
     length = int(ends.max()) + 1
     dtype = tower.transformer.get_cast_dtype()

@@ -63,8 +63,7 @@ def fill(
 
 
 def encode(encoder: Encoder, strings: list[str], batch_size: int) -> Float[np.ndarray, "n D"]:
-    """Rows of the strings in their order; each distinct string is encoded once, short ones with short "
-    "ones."""
+    """Rows of the strings in their order; each distinct one is encoded once, short ones with short ones."""
     distinct = sorted(set(strings), key=lambda text: (len(text), text))
     rows = []
     for start in range(0, len(distinct), batch_size):
@@ -75,8 +74,7 @@ def encode(encoder: Encoder, strings: list[str], batch_size: int) -> Float[np.nd
 
 
 def known_columns(cache: Cache, manifest: Manifest) -> dict[int, np.ndarray]:
-    """View -> column (C, D) that a sealed text table of the same encoder and type holds, and no row of it "
-    "failed."""
+    """View -> column (C, D) that a sealed text table of the same encoder and type holds complete."""
     found: dict[int, np.ndarray] = {}
     for name in cache.tables():
         if not name.startswith("text/") or name == manifest.table:

@@ -193,7 +193,7 @@ def test_a_published_draw_is_imported(extract: Any, class_folders: Path, tmp_pat
 
 
 def test_an_imagenet_tree_of_real_photographs(extract: Any, sample_data: Path, tmp_path: Path) -> None:
-    """Issue: `extract --modality image` on an ImageNet-shaped tree, flat val, random weights by name."""
+    """`extract --modality image` on an ImageNet-shaped tree, flat val, random weights by name."""
     wnids = {"rooster": "n01514668", "pizza": "n07873807", "umbrella": "n04507155"}
     (tmp_path / "in" / "val").mkdir(parents=True)
     answers = []
@@ -325,8 +325,7 @@ def test_an_encoder_whose_rows_depend_on_their_batch_is_refused(
 
 
 def test_an_encoder_that_drifts_is_refused(extract: Any, class_folders: Path, odd: Any) -> None:
-    """Alone and in company agree before and after; that the rows changed in between only the stored ones "
-    "tell."""
+    """Alone and in company agree before and after; only the stored rows tell of the change between."""
     calls = iter(range(10_000))
     settings = odd(lambda batch: batch + (1 if next(calls) < 10 else 90))
     with pytest.raises(EncoderError, match="depend on their batch"):
