@@ -81,6 +81,25 @@ def uniformity(x: Float[np.ndarray, "N E"], *, t: float = 2, limit: int = 4096, 
     return float(np.log((total - n) / (n * (n - 1))))
 
 
+def plane(x: Float[np.ndarray, "N E"], *, perplexity: float = 30, seed: int = 0) -> Float[np.ndarray, "N 2"]:
+    """Positions in the plane by t-SNE over cosine distance (van der Maaten & Hinton 2008), for looking only:
+    distances between clusters mean nothing. Seeded. Perplexity is lowered where rows are few.
+
+    Raises:
+        DatasetError: NaN or infinity, or fewer than four rows.
+    """
+    from sklearn.manifold import TSNE
+
+    if len(x) < 4:
+        raise DatasetError(
+            f"t-SNE needs 4 rows; found {len(x)}; expected more to look at; use a larger split"
+        )
+    rows = unit(x, "rows")
+    enough = min(perplexity, (len(x) - 1) / 3)
+    # On the unit sphere squared Euclidean distance is twice the cosine distance, and has the faster search.
+    return TSNE(2, perplexity=enough, init="pca", random_state=seed).fit_transform(rows)
+
+
 def _centroid(x: np.ndarray) -> np.ndarray:
     if len(x) == 0:
         raise DatasetError(

@@ -12,6 +12,7 @@ compare.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -35,73 +36,110 @@ def retrieval(
     Raises:
         DatasetError: NaN or infinity, no rows, or a query whose class has no target.
     """
-    members = _members(query_labels, target_labels)
+    members = _Members.of(query_labels, target_labels)
     x, y = unit(queries, "queries"), unit(targets, "targets")
-    recalls, precisions = [], []
+    recalls, precisions = np.zeros(len(ks)), 0.0
     for block in blocks(len(x), len(y)):
-        scores = x[block] @ y.T
-        relevant = [
-            np.sort(row[members[label]]) for row, label in zip(scores, query_labels[block], strict=True)
-        ]
-        scores.sort(axis=1)
-        recalls += [_hits(row, own, ks) for row, own in zip(scores, relevant, strict=True)]
-        precisions += [_average_precision(row, own) for row, own in zip(scores, relevant, strict=True)]
-    share = [len(members[label]) / len(y) for label in query_labels]
+        ranks = _Ranks.of(x[block] @ y.T, *members.pairs(query_labels[block]))
+        recalls += [ranks.hits(k).sum() for k in ks]
+        precisions += ranks.average_precision().sum()
     return {
-        **{f"recall@{k}": float(hit) for k, hit in zip(ks, np.mean(recalls, axis=0), strict=True)},
-        "mAP": float(np.mean(precisions)),
-        "chance": float(np.mean(share)),
+        **{f"recall@{k}": float(total / len(x)) for k, total in zip(ks, recalls, strict=True)},
+        "mAP": float(precisions / len(x)),
+        "chance": float(members.counts[query_labels].mean() / len(y)),
         "queries": len(x),
         "targets": len(y),
     }
 
 
-def _members(query_labels: np.ndarray, target_labels: np.ndarray) -> dict[int, np.ndarray]:
-    """The targets of every class asked for."""
-    if len(query_labels) == 0 or len(target_labels) == 0:
-        raise DatasetError(
-            f"nothing to retrieve: {len(query_labels):,} queries and {len(target_labels):,} targets; "
-            "expected at least one each; choose tables that hold rows"
-        )
-    members = {label: np.flatnonzero(target_labels == label) for label in np.unique(query_labels)}
-    empty = [label for label, own in members.items() if len(own) == 0]
-    if empty:
-        raise DatasetError(
-            f"{len(empty):,} classes are asked for and have no target rows: first is class {empty[0]}; "
-            "expected at least one target each; choose a split that holds every class"
-        )
-    return members
+@dataclass(frozen=True)
+class _Members:
+    """The targets of every class: those of class c are `order[starts[c] : starts[c] + counts[c]]`."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+
+    @staticmethod
+    def of(query_labels: np.ndarray, target_labels: np.ndarray) -> _Members:
+        if len(query_labels) == 0 or len(target_labels) == 0:
+            raise DatasetError(
+                f"nothing to retrieve: {len(query_labels):,} queries and {len(target_labels):,} targets; "
+                "expected at least one each; choose tables that hold rows"
+            )
+        counts = np.bincount(target_labels, minlength=int(query_labels.max()) + 1)
+        empty = np.unique(query_labels[counts[query_labels] == 0])
+        if len(empty):
+            raise DatasetError(
+                f"{len(empty):,} classes are asked for and have no target rows: first is class {empty[0]}; "
+                "expected at least one target each; choose a split that holds every class"
+            )
+        return _Members(np.argsort(target_labels, kind="stable"), counts.cumsum() - counts, counts)
+
+    def pairs(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every (query, relevant target) of these queries, query by query."""
+        counts = self.counts[labels]
+        queries = np.repeat(np.arange(len(labels)), counts)
+        within = np.arange(len(queries)) - np.repeat(counts.cumsum() - counts, counts)
+        return queries, self.order[self.starts[labels][queries] + within]
 
 
-def _hits(scores: np.ndarray, relevant: np.ndarray, ks: Sequence[int]) -> list[float]:
-    """Probability that a relevant target is among the best k, for each k; both arguments sorted upwards.
+@dataclass(frozen=True)
+class _Ranks:
+    """Where the relevant targets of some queries stand; flat vectors, query by query, worst target first.
 
-    Only the best relevant score counts: with `above` targets before its tie of t, of which r are relevant,
-    the k - above places left are a draw from the tie, and all miss with probability C(t-r, places) / C(t,
-    places).
+    `query` says whose target it is. Of all targets `above` are better and `tied` equal, itself included;
+    `relevant_above` and `relevant_tied` count the relevant ones among these.
     """
-    best = relevant[-1]
-    above = len(scores) - np.searchsorted(scores, best + TIE, side="right")
-    tied = len(scores) - np.searchsorted(scores, best - TIE) - above
-    good = len(relevant) - np.searchsorted(relevant, best - TIE)
-    hits = []
-    for k in ks:
-        draws = np.arange(min(max(k - above, 0), tied))
-        hits.append(1 - float(np.prod(np.maximum(tied - good - draws, 0) / (tied - draws))))
-    return hits
+
+    query: np.ndarray
+    above: np.ndarray
+    tied: np.ndarray
+    relevant_above: np.ndarray
+    relevant_tied: np.ndarray
+
+    @staticmethod
+    def of(scores: np.ndarray, query: np.ndarray, target: np.ndarray) -> _Ranks:
+        """One search in one sorted list answers for all: cosines of query q move to 4 q - 1 … 4 q + 1."""
+        lift = 4.0 * np.arange(len(scores))
+        relevant = np.sort(scores[query, target] + lift[query])  # stays query by query
+        scores.sort(axis=1)
+        everything = (scores + lift[:, None]).ravel()
+        ends = (np.arange(len(scores)) + 1)[query] * scores.shape[1]
+        relevant_ends = np.bincount(query).cumsum()[query]
+        above, tied = _above_and_tied(everything, relevant, ends)
+        return _Ranks(query, above, tied, *_above_and_tied(relevant, relevant, relevant_ends))
+
+    def hits(self, k: int) -> Float[np.ndarray, " B"]:
+        """Probability that a relevant target is among the best k.
+
+        Only the best one counts. Of the tie that it stands in, t targets of which r are relevant, k - above
+        places are drawn, and all of them miss with probability C(t - r, places) / C(t, places).
+        """
+        best = np.append(self.query[1:] != self.query[:-1], True)
+        above, tied, good = self.above[best], self.tied[best], self.relevant_tied[best]
+        places = np.clip(k - above, 0, tied)
+        miss = np.ones(len(above))
+        for draw in range(int(places.max())):
+            chance = np.maximum(tied - good - draw, 0) / np.maximum(tied - draw, 1)
+            miss *= np.where(draw < places, chance, 1)
+        return 1 - miss
+
+    def average_precision(self) -> Float[np.ndarray, " B"]:
+        """Mean over relevant targets of the precision at their rank, both ranks in the middle of a tie."""
+        precision = (self.relevant_above + (self.relevant_tied + 1) / 2) / (self.above + (self.tied + 1) / 2)
+        return np.bincount(self.query, weights=precision) / np.bincount(self.query)
 
 
-def _average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """Mean over relevant targets of the precision at their rank, in the middle of a tie; sorted upwards."""
-
-    def middle_rank(among: np.ndarray) -> np.ndarray:
-        below, through = (
-            np.searchsorted(among, relevant - TIE),
-            np.searchsorted(among, relevant + TIE, side="right"),
-        )
-        return len(among) - through + (through - below + 1) / 2
-
-    return float(np.mean(middle_rank(relevant) / middle_rank(scores)))
+def _above_and_tied(
+    ordered: np.ndarray, values: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many of `ordered` lie between a value and its end, and how many are its equals."""
+    below, through = (
+        np.searchsorted(ordered, values - TIE),
+        np.searchsorted(ordered, values + TIE, side="right"),
+    )
+    return ends - through, through - below
 
 
 def hubness(queries: Float[np.ndarray, "N E"], targets: Float[np.ndarray, "M E"], k: int = 10) -> float:

@@ -101,7 +101,8 @@ def _class_folders(shift: Shift, base: Path) -> list[str]:
         missing = [name for name in known if name not in found][:1] if shift.classes == len(known) else []
         first = f" (the first missing is {missing[0]})" if missing else ""
         raise DatasetError(
-            f"{base}: found {len(folders):,} class folders{first}; {shift.name} has {shift.classes:,}; unpack all of it"
+            f"{base}: found {len(folders):,} class folders{first}; "
+            f"{shift.name} has {shift.classes:,}; unpack all of it"
         )
     return folders
 
@@ -112,15 +113,16 @@ def _folders(shift: Shift, base: Path) -> set[str]:
     if not found:
         state = "found no class folders" if base.is_dir() else "no such folder"
         raise DatasetError(
-            f"{shift.name} not found at {base}: {state}; expected {_described(shift)}; type `--data-root PATH`"
+            f"{shift.name} not found at {base}: {state}; expected {_described(shift)}; "
+            "type `--data-root PATH`"
         )
     return found
 
 
 def _described(shift: Shift) -> str:
-    return (
-        f"folders 0 to {shift.classes - 1}" if shift.numbered else f"{shift.classes:,} folders named by wnid"
-    )
+    if shift.numbered:
+        return f"folders 0 to {shift.classes - 1}"
+    return f"{shift.classes:,} folders named by wnid"
 
 
 def _images(folder: Path) -> Sequence[str]:

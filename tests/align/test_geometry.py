@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from spaner.align.geometry import modality_gap, separability, uniformity
+from spaner.align.geometry import modality_gap, plane, separability, uniformity
 from spaner.cache.errors import DatasetError
 
 N, M, E = 29, 31, 7
@@ -53,6 +53,19 @@ def test_separability_tells_one_cloud_from_two():
     assert separability(a, b) == pytest.approx(0.5, abs=0.12)  # 4 to 1: answering "a" would be right in 80 %
     assert separability(a - 9, b + 9) == 1
     assert separability(a, b, limit=41, seed=2) == separability(a, b, limit=41, seed=2)
+
+
+def test_plane_keeps_clusters_together_and_repeats():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.standard_normal((13, E)) - 9, rng.standard_normal((17, E)) + 9])
+    places = plane(x, seed=3)
+    assert np.array_equal(places, plane(x, seed=3))
+    apart = np.linalg.norm(places[:13].mean(0) - places[13:].mean(0))
+    assert apart > 2 * places[:13].std()
+    with pytest.raises(
+        DatasetError, match="t-SNE needs 4 rows; found 3; expected more to look at; use a larger split"
+    ):
+        plane(x[:3])
 
 
 def test_bad_input():

@@ -68,10 +68,8 @@ def test_the_archives_own_folder_below_is_found_and_images_open(tmp_path):
 def test_registered_and_a_missing_tree_says_what_to_type(spec, shift, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = "folders 0 to 999" if shift is V2 else f"{shift.classes:,} folders named by wnid"
-    with pytest.raises(
-        DatasetError,
-        match=f"imagenet-{spec} not found at data/imagenet-{spec}: no such folder; expected {folders}; type `--data-root PATH`",
-    ):
+    place = f"imagenet-{spec} not found at data/imagenet-{spec}: no such folder"
+    with pytest.raises(DatasetError, match=f"{place}; expected {folders}; type `--data-root PATH`"):
         dataset.read(f"imagenet-{spec}")
 
 
