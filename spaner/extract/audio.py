@@ -10,11 +10,11 @@ machine. Clips with silent stretches are kept. A damaged OGG file that ends betw
 that ends early, is taken as a shorter one: these formats do not tell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import soundfile
@@ -60,6 +60,11 @@ class Recording:
 def audio_split(root: Path, ids: Sequence[str], labels: np.ndarray) -> Split:
     """A split of sound files: ids are paths relative to `root`; a row opens as a `Recording`."""
     return Split(ids, np.asarray(labels, dtype=np.int32), lambda key: Recording(root / key))
+
+
+def are_sounds(names: Iterable[str]) -> bool:
+    """Whether every file name ends like a sound's."""
+    return all(PurePath(name).suffix.lower() in SUFFIXES for name in names)
 
 
 def decode(path: Path, seconds: float) -> tuple[Float[np.ndarray, "C L"], int]:

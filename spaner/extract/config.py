@@ -19,7 +19,8 @@ class ExtractConfig:
     """Settings of stage 1; every field is the option of the same name."""
 
     dataset: str = field(
-        default="imagenet", metadata=_help("digits, imagenet, folder:PATH, csv:PATH or coop:SPLIT.json")
+        default="imagenet",
+        metadata=_help("digits, imagenet, folder:PATH, csv:PATH, coop:SPLIT.json, esc50, imagenet-esc-27 …"),
     )
     data_root: Path | None = field(
         default=None,
@@ -54,6 +55,19 @@ class ExtractConfig:
     )
     pretrained: str = field(
         default="openai", metadata=_help("open_clip tag, a checkpoint file, or random (by name only)")
+    )
+    audio_feature: Literal["pooled", "head"] | None = field(
+        default=None, metadata=_help("esresnext: pooled (2048) or head (default: pooled; lin2023: head)")
+    )
+    audio_seconds: float = field(
+        default=5.0, metadata=_help("length that clips are cut or zero-padded to, at the end")
+    )
+    audio_range: Literal["int16", "unit"] | None = field(
+        default=None, metadata=_help("esresnext: amplitude it is fed (default: int16; lin2023: unit)")
+    )
+    audio_mode: Literal["eval", "lin2023"] = field(
+        default="eval",
+        metadata=_help("esresnext: eval, or lin2023: statistics of ten clips in listing order (impure)"),
     )
     templates: tuple[str, ...] = field(
         default=("mined", "vanilla", "classname"),

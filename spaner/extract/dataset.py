@@ -41,8 +41,8 @@ class Split:
         ids: N stable names, unique, relative (posix) where they are paths; never an absolute path.
         labels: (N,) int32, indices into ``Dataset.class_names``.
         open: id -> payload: an RGB ``PIL.Image`` | ``str`` | ``(waveform float32 (channels, samples) in [-1,
-            1], rate in Hz)``. Any plain exception makes it a failed row, the exception's first line being the
-            reason.
+            1], rate in Hz)`` | an ``audio.Recording``, which decodes no more than the encoder needs. Any
+            plain exception makes it a failed row, the exception's first line being the reason.
     """
 
     ids: Sequence[str]

@@ -1,6 +1,6 @@
 """Encoders: what one must offer, and the registry that finds it by name.
 
-An entry is "module:attr", a function ``load(modality, *, model, weights, precision, device, seed) ->
+An entry is "module:attr", a function ``load(modality, *, model, weights, precision, device, seed, …) ->
 Encoder``; it ignores what it does not need (``**_``). Packages add their own under the entry-point group
 ``spaner.encoders``. Built-in and foreign entries are loaded alike, when first asked for, and every one must
 pass ``tests/extract/test_encoder_contract.py``.
@@ -60,12 +60,14 @@ def load(
     precision: str = "auto",
     device: str = "auto",
     seed: int = 0,
+    **options: Any,
 ) -> Encoder:
     """Load the encoder ``name`` for ``modality`` ("image", "text", "audio").
 
     Args:
         weights: a pretrained tag, a checkpoint file, or "random" (seeded by ``seed``).
         precision: auto, float32, bfloat16 or float16.
+        options: what only some encoders know, e.g. ``audio_seconds``.
 
     Raises:
         EncoderError: unknown name, model or weights, or nothing to load them from.
@@ -81,4 +83,5 @@ def load(
         raise EncoderError(f"--encoder {name}: unknown; expected one of {', '.join(sorted(known))}{hint}")
     module, _, attribute = known[name].partition(":")
     factory: Callable[..., Encoder] = getattr(import_module(module), attribute)
-    return factory(modality, model=model, weights=weights, precision=precision, device=device, seed=seed)
+    settings = {"model": model, "weights": weights, "precision": precision, "device": device, "seed": seed}
+    return factory(modality, **settings, **options)

@@ -4,8 +4,9 @@
     photos/train/cat/1.jpg  photos/test/dog/2.jpg          the splits are the folders (train, val, test)
 
 A class is named like its folder, with "_" read as a space, unless ``classes.txt`` in the folder gives lines
-``folder_name  display name``, in label order. Hidden files are ignored; every other file counts as an image,
-so what is none becomes a failed row with its reason. Class folders are not searched for further folders.
+``folder_name  display name``, in label order. Hidden files are ignored. If all the others end like sounds,
+the data set is one of sounds; else every file counts as an image, so what is none becomes a failed row with
+its reason. Class folders are not searched for further folders.
 """
 
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from spaner.cache.errors import DatasetError
+from spaner.extract.audio import are_sounds, audio_split
 from spaner.extract.dataset import Dataset, Split
 from spaner.extract.images import image_split
 
@@ -37,12 +39,20 @@ def read(argument: str, root: Path | None = None, *, holdout: float = 0.2, seed:
         found = {SPLITS[name]: _classes(base / name, f"{name}/") for name in top}
         folders, names = _names(base, _checked(base, found))
         splits = {split: _split(base, classes, folders) for split, classes in sorted(found.items())}
-        return Dataset(_name(base), names, {"image": splits}, ledger={"order": "sorted"})
+        return _dataset(base, names, splits, {"order": "sorted"})
     classes = _classes(base, "")
     folders, names = _names(base, sorted(classes))
     splits = _held_out(_split(base, classes, folders), holdout, seed)
     ledger = {"order": "sorted", "split": f"holdout {holdout} of each class, seed {seed}"}
-    return Dataset(_name(base), names, {"image": splits}, ledger=ledger)
+    return _dataset(base, names, splits, ledger)
+
+
+def _dataset(base: Path, names: list[str], splits: dict[str, Split], ledger: dict[str, str]) -> Dataset:
+    """Sounds where every file ends like one, else images."""
+    if not are_sounds(key for split in splits.values() for key in split.ids):
+        return Dataset(_name(base), names, {"image": splits}, ledger=ledger)
+    sounds = {name: audio_split(base, split.ids, split.labels) for name, split in splits.items()}
+    return Dataset(_name(base), names, {"audio": sounds}, encoders={"audio": "esresnext"}, ledger=ledger)
 
 
 def _name(base: Path) -> str:

@@ -1,4 +1,4 @@
-"""A CSV manifest: one line per image, columns ``path``, ``label``, ``split`` and, if wanted, ``id``.
+"""A CSV manifest: one line per image or sound, columns ``path``, ``label``, ``split`` and, if wanted, ``id``.
 
 Paths are relative to the CSV file (or to ``--data-root``); labels are class names, numbered in sorted order
 ("_" is read as a space). A file that does not exist becomes a failed row. Without ``id`` the path is the id.
@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from spaner.cache.errors import DatasetError
+from spaner.extract.audio import Recording, are_sounds
 from spaner.extract.dataset import Dataset, Split
 from spaner.extract.images import decode
 
@@ -31,12 +32,14 @@ def read(argument: str, root: Path | None = None, **_: object) -> Dataset:
     names = sorted({row["label"] for row in rows})
     _check_classes(file, rows)
     base, label_of = root or file.parent, {name: i for i, name in enumerate(names)}
-    splits = {}
+    sounds, splits = are_sounds(row["path"] for row in rows), {}
     for split in dict.fromkeys(row["split"] for row in rows):
         chosen = [row for row in rows if row["split"] == split]
-        splits[split] = _split(base, chosen, label_of)
+        splits[split] = _split(base, chosen, label_of, sounds=sounds)
     shown = [name.replace("_", " ") for name in names]
-    return Dataset(file.stem, shown, {"image": splits}, ledger={"order": "as listed in the CSV"})
+    modality, encoders = ("audio", {"audio": "esresnext"}) if sounds else ("image", {})
+    ledger = {"order": "as listed in the CSV"}
+    return Dataset(file.stem, shown, {modality: splits}, encoders=encoders, ledger=ledger)
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -95,8 +98,10 @@ def _check_classes(file: Path, rows: list[dict[str, str]]) -> None:
         )
 
 
-def _split(base: Path, rows: list[dict[str, str]], label_of: dict[str, int]) -> Split:
+def _split(base: Path, rows: list[dict[str, str]], label_of: dict[str, int], *, sounds: bool) -> Split:
     ids = [row["id"] for row in rows]
     path_of = {row["id"]: base / row["path"] for row in rows}
     labels = np.array([label_of[row["label"]] for row in rows], dtype=np.int32)
+    if sounds:
+        return Split(ids, labels, lambda key: Recording(path_of[key]))
     return Split(ids, labels, lambda key: decode(path_of[key]))

@@ -10,7 +10,7 @@ from typing import Any
 from spaner.cache import library
 from spaner.cache.errors import Corrupt, DatasetError, EncoderError, Mismatch
 from spaner.cache.library import Cache
-from spaner.cache.manifest import Manifest
+from spaner.cache.manifest import EncoderSpec, Manifest
 from spaner.cache.table import Table
 from spaner.extract import encoder as encoders
 from spaner.extract import images, pipeline, texts
@@ -131,6 +131,13 @@ def _source(manifest: Manifest, ids: list[str], labels: Any, dataset: str | None
     return Split(ids, labels, lambda key: place[key](key))
 
 
+def _audio_options(spec: EncoderSpec) -> dict[str, Any]:
+    """What ``spaner extract --audio-…`` said, read back from the spec."""
+    said = {"audio_mode": spec.mode} if spec.modality == "audio" else {}
+    names = ("feature", "seconds", "range") if said else ()
+    return said | {f"audio_{name}": spec.preprocessing[name] for name in names if name in spec.preprocessing}
+
+
 def _encoder(manifest: Manifest, model: str | None, pretrained: str | None, device: str) -> Encoder:
     """The table's encoder, rebuilt and compared."""
     spec = manifest.encoder
@@ -158,6 +165,7 @@ def _encoder(manifest: Manifest, model: str | None, pretrained: str | None, devi
         precision=spec.precision,
         device=device,
         seed=manifest.seed,
+        **_audio_options(spec),
     )
     different = spec.same_encoder(encoder.spec)
     if different:

@@ -20,6 +20,7 @@ from spaner.cache.errors import EncoderError, SpanerError
 from spaner.cache.library import Writer
 from spaner.extract.dataset import Split
 from spaner.extract.encoder import Encoder
+from spaner.extract.purity import fixed_batch
 
 NOT_FINITE = "features are not finite"
 
@@ -84,8 +85,10 @@ def fill(
         CacheError: the disk is full, or another of the writer's complaints.
     """
     views = len(writer.manifest.views)
+    together = fixed_batch(encoder) or 1
+    size = max(together, pace.batch_size // views // together * together)
     with ThreadPoolExecutor(pace.workers) as pool, closing(Saver(writer)) as saver:
-        batches = _batches(writer, load, pool, max(1, pace.batch_size // views), pin=pace.pin)
+        batches = _batches(writer, load, pool, size, pin=pace.pin)
         with closing(_ahead(batches)) as ready:
             for batch in ready:
                 saver.take(batch, None if batch.inputs is None else encoder.encode(batch.inputs).numpy())

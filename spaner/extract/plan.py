@@ -1,5 +1,4 @@
-"""Which tables an extraction fills, with which rows and few-shot draws. Decides; opens no file and no "
-"encoder."""
+"""Which tables an extraction fills, with which rows and few-shot draws. It opens no file and no encoder."""
 
 import re
 from collections.abc import Sequence
@@ -57,6 +56,9 @@ class TablePlan:
             if self.source
             else texts.chunk_rows(config.chunk_rows, len(self.views), spec.dim)
         )
+        together = spec.preprocessing.get("batch", {}).get(
+            "size", 1
+        )  # such batches must not be cut by a chunk
         return Manifest(
             dataset=dataset.name,
             modality=self.modality,
@@ -65,7 +67,7 @@ class TablePlan:
             views=self.views,
             dim=spec.dim,
             dtype=config.dtype,
-            chunk_rows=chunk,
+            chunk_rows=max(together, chunk // together * together),
             encoder=spec,
             # text has no random views, so its rows depend on the seed only where the weights are random
             seed=config.seed if self.source or spec.synthetic else 0,

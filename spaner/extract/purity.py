@@ -76,6 +76,16 @@ def facts(found: float, stored: float, rows: int, precision: str) -> dict[str, A
     }
 
 
+def fixed_batch(encoder: Encoder) -> int | None:
+    """Rows that the encoder must be given together, in listing order; None where rows are independent."""
+    return getattr(encoder, "fixed_batch", None)
+
+
+def by_design(encoder: Encoder) -> dict[str, Any]:
+    """The same for an encoder whose mode, asked for by name, makes rows depend on their batch."""
+    return {"pure": False, "mode": encoder.spec.mode}
+
+
 def agreement(encoder: Encoder, reference: Encoder, probes: Tensor) -> dict[str, Any]:
     """Cosines between the encoder's rows and those of its float32 twin."""
     a, b = (each.encode(probes).double() for each in (encoder, reference))
