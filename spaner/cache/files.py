@@ -23,27 +23,27 @@ def partial(path: Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path, *also: type[Exception]) -> Iterator[None]:
-    """Turn an operating-system error (and those of `also`) into one line about `path`.
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating-system error into one line about `path`.
 
     Raises:
         CacheError: the disk is full, or `path` cannot be written.
     """
     try:
         yield
-    except (OSError, *also) as error:
+    except OSError as error:
         raise CacheError(_refusal(error, path)) from error
 
 
-def _refusal(error: Exception, path: Path) -> str:
-    code = getattr(error, "errno", None)
-    if code in FULL or any(os.strerror(full) in str(error) for full in FULL):
+def _refusal(error: OSError, path: Path) -> str:
+    if error.errno in FULL:
         return (
             f"disk full while writing {path}; free space or choose another --cache, "
             "then run the same command again to continue"
         )
-    reason = os.strerror(code) if code else str(error).splitlines()[0]
-    return f"cannot write {path}: {reason}; make the folder writable or choose another --cache"
+    return (
+        f"cannot write {path}: {error.strerror or error}; make the folder writable or choose another --cache"
+    )
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
