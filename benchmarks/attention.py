@@ -1,13 +1,14 @@
-"""Forward and backward of one aligner: shared-prompt attention against `nn.MultiheadAttention` on concatenated tokens.
+"""Forward and backward of one aligner: shared-prompt attention against concatenated tokens.
 
     OMP_NUM_THREADS=2 python benchmarks/attention.py
+    OMP_NUM_THREADS=1 python benchmarks/attention.py --clock cpu      where other programs run
 
-Both sides get the same weights and inputs and are timed in turns, so that other load on the machine meets both. A cell is
-the median over rounds; the last column is the best round's ratio. Random inputs; nothing here depends on their values.
+The other side is `nn.MultiheadAttention`. Both get the same weights and inputs and are timed in turns, so
+that other load on the machine meets both. Times are those of the fastest round. Random inputs: nothing here
+depends on their values.
 """
 
 import argparse
-import statistics
 import time
 
 import torch
@@ -15,16 +16,21 @@ from concatenated import ConcatenatedAligner
 
 from spaner.align.attention import AttentionAligner
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = time.perf_counter
+
 
 def step(aligner: torch.nn.Module, x: torch.Tensor, prompt: torch.Tensor) -> float:
     """Milliseconds of one forward and backward pass to every parameter and the prompt, as in training."""
-    started = time.perf_counter()
+    started = clock()
     f, z = aligner(x, prompt)
     torch.autograd.grad(f.square().sum() + z.square().sum(), [prompt, *aligner.parameters()])
-    return (time.perf_counter() - started) * 1e3
+    return (clock() - started) * 1e3
 
 
-def measure(batch: int, dim: int, lengths: list[int], rounds: int) -> dict[int, tuple[list[float], list[float]]]:
+def measure(
+    batch: int, dim: int, lengths: list[int], rounds: int
+) -> dict[int, tuple[list[float], list[float]]]:
     """Times of both sides per prompt length, taken in turns."""
     shared, plain = AttentionAligner(dim, dim), ConcatenatedAligner(dim, dim)
     plain.load_state_dict(shared.state_dict())
@@ -46,16 +52,18 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    global clock
+    clock = CLOCKS[options.clock]
     torch.manual_seed(0)
     times = measure(options.batch, options.dim, options.lengths, options.rounds)
-    base = times[options.lengths[0]][0]
-    print(f"B = {options.batch}, D = {options.dim}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'P':>3} {'concatenated ms':>16} {'shared ms':>10} {'ratio':>6} {'best':>6} {'shared / P=' + str(options.lengths[0]):>12}")
+    first = options.lengths[0]
+    print(f"B = {options.batch}, D = {options.dim}, float32, {torch.get_num_threads()} threads")
+    print(f"  P  concatenated ms  shared ms  ratio  shared / P={first}")
     for length, (shared, plain) in times.items():
-        a, b = statistics.median(shared), statistics.median(plain)
-        growth = min(shared) / min(base)
-        print(f"{length:>3} {b:>16.1f} {a:>10.1f} {b / a:>6.1f} {min(plain) / min(shared):>6.1f} {growth:>12.2f}")
+        a, b = min(shared), min(plain)
+        print(f"{length:>3} {b:>16.1f} {a:>10.1f} {b / a:>6.1f} {a / min(times[first][0]):>13.2f}")
 
 
 if __name__ == "__main__":

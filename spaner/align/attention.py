@@ -207,7 +207,7 @@ def _blocks(gates: Tensor, u: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     It is the same memory for every part: asking the system for new pages costs several times the arithmetic.
     """
     batch, tokens, dim = len(gates), gates.shape[1], u.shape[2]
-    step = min(batch, max(1, TOKEN_BLOCK // (tokens * dim)))
+    step = max(1, min(batch, TOKEN_BLOCK // (tokens * dim)))
     room, rows = u.new_empty(step * tokens * dim), u.new_empty((tokens - 1) * step * dim)
     for start in range(0, batch, step):
         size = min(step, batch - start)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spaner.align.device import precision_of, threads
+from spaner.align.device import keep_freed_memory, precision_of, threads
 from spaner.cache.errors import RunError
 
 Progress = Callable[[int, int, str], None]
@@ -80,6 +80,7 @@ def optimise(
     precision = precision_of(settings.precision, device)
     generator = torch.Generator().manual_seed(settings.seed)
     history = []
+    keep_freed_memory(device)
     with threads(min(len(x), settings.batch_size) * x.shape[1], device):
         for epoch in range(1, settings.epochs + 1):
             order = torch.randperm(len(x), generator=generator)

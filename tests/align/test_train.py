@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import clip_like
 import numpy as np
@@ -17,7 +18,11 @@ from spaner.align.evaluate import evaluate
 from spaner.align.train import fit
 from spaner.cache.errors import RecipeError, RunError
 
-QUICK = {"heads": 4, "epochs": 2, "batch_size": 64}
+QUICK: dict[str, Any] = {"heads": 4, "epochs": 2, "batch_size": 64}
+
+
+def changed(settings: dict[str, Any]) -> dict[str, Any]:
+    return QUICK | settings
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +181,7 @@ def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypa
 
     step = loop._step
     monkeypatch.setattr(loop, "_step", watch)
-    fit(cache, **QUICK | {"epochs": 1})
+    fit(cache, **changed({"epochs": 1}))
     task = data.task(cache, TrainConfig())
     x, text, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
     rows = (task.x.flatten(0, 1) @ x.T).argmax(0)
@@ -201,7 +206,7 @@ def test_loss_that_is_not_finite(cache):
     with pytest.raises(
         RunError, match=r"the loss is (nan|inf) in epoch \d of 2; expected .*; lower lr \(now 1e\+30\)"
     ):
-        fit(cache, **QUICK | {"lr": 1e30})
+        fit(cache, **changed({"lr": 1e30}))
 
 
 def test_config_and_overrides_together(cache):
@@ -213,7 +218,7 @@ def test_heads_that_do_not_fit_the_cache(cache):
     with pytest.raises(
         RecipeError, match=r"heads is 5 and does not divide the embedding width 24; use heads=4"
     ):
-        fit(cache, **QUICK | {"heads": 5})
+        fit(cache, **changed({"heads": 5}))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
@@ -228,7 +233,7 @@ def test_trains_where_encoders_and_images_are_absent(cache):
     """open_clip, torchvision, torchaudio and Pillow cannot be imported, and no source of the rows exists."""
     code = (
         "import sys\n"
-        "for name in ('open_clip', 'torchvision', 'torchaudio', 'PIL', 'soundfile'): sys.modules[name] = None\n"
+        "for name in 'open_clip torchvision torchaudio PIL soundfile'.split(): sys.modules[name] = None\n"
         "import spaner\n"
         f"run = spaner.fit({str(cache.path)!r}, heads=4, epochs=1)\n"
         f"print(spaner.evaluate(run, {str(cache.path)!r})['text']['accuracy'])\n"
