@@ -132,6 +132,7 @@ def repair(
     data_root: Annotated[
         Path | None, typer.Option(help="Root folder of the data, as given to extract.")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="Config JSON, if the model came from one.")] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Checkpoint file, if the weights came from one.")
     ] = None,
@@ -143,7 +144,8 @@ def repair(
     from spaner.extract import repair as mend
 
     with console.progress() as progress:
-        summary = mend(path, dataset=dataset, data_root=data_root, pretrained=pretrained, progress=progress)
+        places = {"dataset": dataset, "data_root": data_root, "model": model, "pretrained": pretrained}
+        summary = mend(path, **places, progress=progress)
     console.say(f"{path}: {summary.repaired} chunks extracted again")
 
 

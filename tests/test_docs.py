@@ -1,0 +1,79 @@
+"""What the documents tell a user to type works: every command and every Python block of the README is run."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Outcome
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> Iterator[str]:
+    for block in blocks("console"):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                yield line[2:]
+
+
+SPANER = [c for c in commands() if c.startswith("spaner ")]
+
+
+def test_every_command_is_accounted_for() -> None:
+    others = [c for c in commands() if not c.startswith("spaner ")]
+    assert others == ["pip install uv && uv run spaner demo", "uv run pytest"]
+    assert len(SPANER) >= 8
+
+
+def test_the_readme_keeps_its_order() -> None:
+    marks = [
+        "# spaner",
+        "docs/two-stages.svg",
+        "uv run spaner demo",
+        "uv run pytest",
+        "## ImageNet",
+        "import spaner",
+    ]
+    places = [README.index(mark) for mark in marks]
+    assert places == sorted(places)
+
+
+def test_links_and_files_named_in_the_documents_exist() -> None:
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", file.read_text()):
+            assert (file.parent / target).exists(), f"{file.name} links to {target}, which is not there"
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("python")[number], f"README block {number}", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("command", SPANER)
+def test_commands_parse_and_run_or_name_what_is_missing(
+    command: str, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an empty folder a command works, or ends in one line that says what to type; never in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IMAGENET_ROOT", raising=False)
+    done = cli(*shlex.split(command)[1:])
+    assert done.status in (0, 1), done.err
+    if done.status:
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert ";" in line, "an error says what to do next"
+
+
+def test_no_download_address_or_lock_file_is_committed() -> None:
+    assert "uv.lock" in (ROOT / ".gitignore").read_text().split()
+    assert "index-url" not in (ROOT / "pyproject.toml").read_text()
+    assert os.linesep == "\n"
