@@ -65,12 +65,12 @@ def test_a_folder_of_sounds_becomes_a_table_and_bad_files_failed_rows(tmp_path: 
 
 def test_lin2023_takes_ten_in_listing_order_across_chunks_and_is_marked(tmp_path: Path) -> None:
     root = tmp_path / "noises"
-    sounds(root / "train" / "a", 13)
-    heard(f"folder:{root}", tmp_path / "c", audio_mode="lin2023", batch_size=4, chunk_rows=12)
+    sounds(root / "train" / "a", 23)
+    heard(f"folder:{root}", tmp_path / "c", audio_mode="lin2023", batch_size=14, chunk_rows=25)
     with caches.open(tmp_path / "c") as cache:
         table = cache.table("audio/train")
         assert table.manifest.encoder.mode == "lin2023"
-        assert table.manifest.chunk_rows == 10
+        assert table.manifest.chunk_rows == 20
         assert table.measured["purity"] == {"pure": False, "mode": "lin2023"}
         found = table.read()[:, 0]
         ids = table.ids.tolist()

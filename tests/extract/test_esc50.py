@@ -132,7 +132,8 @@ def test_first_shots_follow_the_listing() -> None:
     train, validate = first_shots(labels, 2)
     assert train.tolist() == [1, 3, 4, 5, 0, 2]
     assert validate.tolist() == [7, 10, 9, 11, 6, 8]
-    assert first_shots(labels, 1)[0].tolist() == [1, 4, 0]
+    train, validate = first_shots(labels, 1)
+    assert (train.tolist(), validate.tolist()) == ([1, 4, 0], [3, 5, 2])
 
 
 def test_folds_that_test_are_the_other_four() -> None:

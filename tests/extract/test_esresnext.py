@@ -266,6 +266,7 @@ def test_kernel_is_kept_until_something_it_is_made_of_changes(small: ESResNeXtFB
     assert small.fbsp.taps(small.window) is kept
     for parameter in (small.fbsp.m, small.fbsp.fb, small.fbsp.fc):
         before = parameter.data.clone()
+        assert torch.equal(small.fbsp.taps(small.window), kept)
         parameter.data[5] += 0.25
         changed = small.fbsp.taps(small.window)
         assert not torch.equal(changed, kept)
