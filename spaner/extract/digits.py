@@ -1,7 +1,7 @@
 """The embedded dataset: ten digits seen, named and heard, with nothing to download.
 
-Image: scikit-learn's 1,797 handwritten 8x8 scans, in three parts drawn once: a fifth on which the digits
-encoder was pretrained and that no split contains, "train", and "test" (half). Audio: the telephone's key
+Image: scikit-learn's 1,797 handwritten 8x8 scans, in three parts drawn once: a hundred on which the digits
+encoder was pretrained and that no split contains, 700 for "train", 997 for "test". Audio: the telephone's key
 tones, synthesised (see ``dtmf``), the same number for each digit. Text comes from the class names.
 The scans are real, the sounds are not: say so where their numbers are shown.
 """
@@ -20,8 +20,8 @@ CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "e
 PRESSES = 32
 """Clips of each key in each audio split."""
 
-_SHARES = (0.2, 0.3)
-"""Pretraining, train; the rest is test."""
+PRETRAINING, TRAIN = 100, 700
+"""Scans in the first two parts; the rest is test."""
 
 
 def read(argument: str = "", root: Path | None = None, *, seed: int = 0, **_: object) -> Dataset:
@@ -39,10 +39,8 @@ def read(argument: str = "", root: Path | None = None, *, seed: int = 0, **_: ob
 
 def parts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scan numbers of the pretraining share, train and test: the same on every machine and in every run."""
-    count = len(load()[1])
-    order = np.random.default_rng(0).permutation(count)
-    first, second = np.cumsum([round(share * count) for share in _SHARES])
-    pretraining, train, test = np.split(order, (first, second))
+    order = np.random.default_rng(0).permutation(len(load()[1]))
+    pretraining, train, test = np.split(order, (PRETRAINING, PRETRAINING + TRAIN))
     return np.sort(pretraining), np.sort(train), np.sort(test)
 
 
