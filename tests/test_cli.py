@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def options_of(command: str) -> dict[str, typer.main.TyperOption]:
+def options_of(command: str) -> dict[str, Any]:
     root = typer.main.get_command(app)
     return {p.name: p for p in root.commands[command].params}  # pyright: ignore
 
@@ -74,7 +75,7 @@ def test_commands_have_help_with_an_example() -> None:
     commands = dict(root.commands)  # pyright: ignore[reportAttributeAccessIssue]
     commands |= {f"cache {name}": sub for name, sub in commands.pop("cache").commands.items()}
     for name, command in commands.items():
-        assert f"`spaner {name}" in inspect.getdoc(command.callback), f"{name} shows no example"
+        assert f"`spaner {name}" in (inspect.getdoc(command.callback) or ""), f"{name} shows no example"
 
 
 # --- train, eval, sweep ---

@@ -63,7 +63,7 @@ def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.Monk
 def test_commands_parse_and_run_or_name_what_is_missing(
     command: str, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an empty folder a command works, or ends in one line that says what to type; never in a traceback."""
+    """In an empty folder a command works or ends in one line that says what to type, never in a traceback."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IMAGENET_ROOT", raising=False)
     done = cli(*shlex.split(command)[1:])
