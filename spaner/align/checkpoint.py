@@ -3,8 +3,8 @@
     <run>/model.safetensors   weights; resolved config, encoders and class names' hash in the metadata
           config.json         every setting
           loss.csv  loss.png  history per epoch
-          result.json         facts and metrics, schema "spaner-run/1"; written last: with it the run is
-          finished
+          result.json         facts, metrics and where the cache lies, seen from this folder; schema
+          "spaner-run/1"; written last: with it the run is finished
 
 The folder appears at once: it is written beside its place and renamed. Reading is strict: another schema, a
 missing tensor or a tensor too many is an error. Nothing here is pickled.
@@ -13,6 +13,7 @@ missing tensor or a tensor too many is an error. Nothing here is pickled.
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -40,7 +41,9 @@ class Run:
 
     `draw` is `data.Draw` as JSON; `tables` maps every table that was read to its identity; `history` holds
     one entry per epoch; `seconds` is the time of training alone; `metrics` is the result of `evaluate`, once
-    there is one; `extensions` tells of modalities that joined afterwards (`align.extend`).
+    there is one; `extensions` tells of modalities that joined afterwards (`align.extend`). `cache` is where
+    the run was scored, for `spaner report`; on disk it is relative to the run folder, so both can move
+    together.
     """
 
     config: TrainConfig
@@ -57,6 +60,7 @@ class Run:
     versions: dict[str, str]
     metrics: dict[str, Any] | None = None
     extensions: list[dict[str, Any]] = field(default_factory=list)
+    cache: Path | None = None
 
     def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N E"]:
         """Embeddings of the frozen encoder, of any length -> unit vectors of the shared space, float32.
@@ -121,7 +125,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What result.json holds."""
+        """What result.json holds, besides the way to the cache."""
         return {
             "schema": SCHEMA,
             "config": self.config.to_json(),
@@ -152,7 +156,7 @@ class Run:
         _write_json(part / "config.json", self.config.to_json())
         _write_history(part / "loss.csv", self.history)
         _draw_history(part / "loss.png", self.history, f"{self.dataset}, {self.config.recipe}")
-        _write_json(part / "result.json", self.result)
+        _write_json(part / "result.json", self.result | _way_to(self.cache, folder))
         _replace(folder, part)
         return folder
 
@@ -185,6 +189,7 @@ def load(folder: str | Path) -> Run:
             modality: caches.EncoderSpec.from_json(spec) for modality, spec in result["encoders"].items()
         },
         history=_read_history(folder / "loss.csv"),
+        cache=(folder / result["cache"]).resolve() if result.get("cache") else None,
         **{
             n: result[n]
             for n in [
@@ -200,6 +205,11 @@ def load(folder: str | Path) -> Run:
             ]
         },
     )
+
+
+def _way_to(cache: Path | None, folder: Path) -> dict[str, str]:
+    """The cache as seen from the run folder: never an absolute path."""
+    return {} if cache is None else {"cache": os.path.relpath(cache.resolve(), folder.resolve())}
 
 
 def _read_result(folder: Path) -> dict[str, Any]:

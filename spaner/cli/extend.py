@@ -50,7 +50,7 @@ def extend_and_check(
             run, opened, config, lambda done, all_, _: progress(done, all_, config.modality), replace=replace
         )
         hashes = longer.extensions[-1]["frozen_sha256"]
-        longer.metrics = evaluate(longer, opened)
+        longer.metrics, longer.cache = evaluate(longer, opened), opened.path
         if hashes["before"] != hashes["after"] or longer.metrics != evaluate(run, opened):
             raise RunError(
                 f"{config.modality} changed the trained core; nothing was saved; please report this"

@@ -52,6 +52,7 @@ def train_and_score(cache: Path, config: TrainConfig, out: Path | None = None) -
 
     with open_cache(cache) as opened, console.progress("epochs") as progress:
         run = fit(opened, config, lambda done, total, _: progress(done, total, f"train {config.recipe}"))
+        run.cache = opened.path
         folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
         run.metrics = evaluate(run, opened)
     return run.save(folder), run.result

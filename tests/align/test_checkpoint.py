@@ -77,6 +77,16 @@ def test_metrics_are_kept(run, tmp_path):
     assert checkpoint.load(scored.save(tmp_path / "run")).metrics == {"text": {"accuracy": 0.5}}
 
 
+def test_the_way_to_the_cache_is_relative_and_survives_a_move(run, tmp_path):
+    scored = dataclasses.replace(run, cache=tmp_path / "a" / "cache")
+    folder = scored.save(tmp_path / "a" / "runs" / "run")
+    assert json.loads((folder / "result.json").read_text())["cache"] == "../../cache"
+    assert str(tmp_path) not in (folder / "result.json").read_text()
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = checkpoint.load(tmp_path / "b" / "runs" / "run")
+    assert moved.cache == (tmp_path / "b" / "cache").resolve()
+
+
 def test_saving_again_replaces_the_run(run, folder):
     (folder / "left over").touch()
     run.save(folder)
