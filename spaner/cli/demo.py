@@ -1,4 +1,4 @@
-"""``spaner demo``: extract, train and sweep on handwritten digits, offline, in under a minute."""
+"""``spaner demo``: extract, train, sweep and extend on digits seen, named and heard, offline in a minute."""
 
 import time
 from pathlib import Path
@@ -8,26 +8,28 @@ import typer
 
 from spaner.cli import console
 
-#: 539 images in two views are 1,078 pairs, so batches of 64 stand for the paper's 256 of 32,000.
-SETTINGS = {"batch_size": 64}
+#: 160 images in two views are 320 pairs an epoch, so batches of 32 stand for the paper's 256 of 32,000.
+SETTINGS = {"shots": 16, "batch_size": 32}
 
 
 def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the cache, the runs and the sweep.")] = Path("demo"),
 ) -> None:
-    """Extract, train and sweep on handwritten digits: offline, real data, measured numbers, under a minute.
+    """Extract, train, sweep and extend on handwritten digits: offline, real scans, measured numbers.
 
     Example: `spaner demo`
     """
     began = time.monotonic()
     cache = out / "cache" / "digits"
-    console.say("1. extract: a small frozen encoder over scikit-learn's 1,797 handwritten digits, once")
+    console.say("1. extract: small frozen encoders over scikit-learn's digits, their names and tones, once")
     _extract(cache)
-    console.say("\n2. train: shared prompt, aligners and projections from the cache alone")
+    console.say("\n2. train: shared prompt, aligners and projections from the cache alone, 16 images a class")
     _train(cache, out / "runs")
     console.say("\n3. sweep: prompt length, three seeds each")
     figure = _sweep(cache, out / "sweep")
+    console.say("\n4. extend: sounds join the trained space; nothing in it moves")
+    _extend(cache, out / "runs")
     console.say(f"\nDone in {time.monotonic() - began:.0f} s. Everything is in {out}/:")
     console.say(f"  {cache}  the embeddings (try: spaner cache info {cache})")
     console.say(f"  {out / 'runs'}  one folder a run: weights, config, metrics, loss curve")
@@ -55,6 +57,17 @@ def _train(cache: Path, runs: Path) -> None:
         _, result = train_and_score(cache, config, runs / f"digits-{recipe}")
         results[f"SPANER, {recipe}"] = result["metrics"]
     print_scores(next(iter(results.values())), "", results)
+
+
+def _extend(cache: Path, runs: Path) -> None:
+    from spaner.align.checkpoint import load
+    from spaner.align.config import ExtendConfig
+    from spaner.cli.extend import extend_and_check, print_extension
+
+    config = ExtendConfig(modality="audio")
+    print_extension(
+        extend_and_check(load(runs / "digits-paper"), cache, config, runs / "digits-paper+audio"), config
+    )
 
 
 def _sweep(cache: Path, folder: Path) -> Path | None:
