@@ -97,7 +97,8 @@ def plane(x: Float[np.ndarray, "N E"], *, perplexity: float = 30, seed: int = 0)
     rows = unit(x, "rows")
     enough = min(perplexity, (len(x) - 1) / 3)
     # On the unit sphere squared Euclidean distance is twice the cosine distance, and has the faster search.
-    return TSNE(2, perplexity=enough, init="pca", random_state=seed).fit_transform(rows)
+    method = "exact" if len(x) < 200 else "barnes_hut"
+    return TSNE(2, perplexity=enough, init="pca", method=method, random_state=seed).fit_transform(rows)
 
 
 def _centroid(x: np.ndarray) -> np.ndarray:

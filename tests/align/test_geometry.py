@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 
 from spaner.align.geometry import modality_gap, plane, separability, uniformity
 from spaner.cache.errors import DatasetError
@@ -66,6 +68,22 @@ def test_plane_keeps_clusters_together_and_repeats():
         DatasetError, match="t-SNE needs 4 rows; found 3; expected more to look at; use a larger split"
     ):
         plane(x[:3])
+
+
+def test_separability_counts_each_modality_the_same():
+    """Overlapping clouds, 5 to 1: the folds by hand, the share right of each side, their mean."""
+    rng = np.random.default_rng(0)
+    sides = [rng.standard_normal((101, E)), rng.standard_normal((23, E)) + 0.5]
+    x, modality = (
+        np.concatenate([[unit(row) for row in side] for side in sides]),
+        np.repeat([0, 1], [101, 23]),
+    )
+    scores = []
+    for train, test in StratifiedKFold(5, shuffle=True, random_state=7).split(x, modality):
+        model = LogisticRegression(class_weight="balanced").fit(x[train], modality[train])
+        right = model.predict(x[test]) == modality[test]
+        scores.append((right[modality[test] == 0].mean() + right[modality[test] == 1].mean()) / 2)
+    assert separability(*sides, seed=7) == pytest.approx(sum(scores) / 5, abs=1e-3)
 
 
 def test_bad_input():
