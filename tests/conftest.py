@@ -2,6 +2,10 @@
 
 import os
 import sys
+
+# One thread a process: the tests run on all cores already, and torch reads this when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
