@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -131,7 +131,7 @@ class AttentionAligner(nn.Module):
         on_x, on_prompt = self._weights_of_sample(q, k, keys)
         from_prompt = on_prompt.transpose(0, 1).flatten(1) @ v_prompt.flatten(0, 1)  # (B, H P) @ (H P, D)
         gates = torch.cat([on_x.permute(1, 2, 0), g.permute(2, 1, 0)], dim=1)  # (B, P + 1, H)
-        attended, z = _MaxOverTokens.apply(
+        attended, z, _ = _MaxOverTokens.apply(
             gates.to(u.dtype), u.transpose(0, 1), from_prompt.to(u.dtype), c.transpose(0, 1).to(u.dtype)
         )
         return attended + out.bias, z + out.bias
@@ -161,17 +161,17 @@ class _MaxOverTokens(torch.autograd.Function):
         token[b,j] = sum_h (1 - gates[b,j,h]) c[j,h] + gates[b,j,h] u[b,h]        j = 1 ... P
 
     Only the index of the winner is saved. In the backward pass the gradient of a token is zero except where
-    it won, so each block is scattered into zeros, multiplied back, and dropped.
+    it won, so each block is scattered into zeros, multiplied back, and dropped. Under `torch.vmap`, which
+    trains several models as one, tokens are built whole and kept.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
         gates: Float[Tensor, "B P+1 H"],
         u: Float[Tensor, "B H D"],
         first: Float[Tensor, "B D"],
         c: Float[Tensor, "P H D"],
-    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], Int[Tensor, "B D"]]:
         attended, pooled = torch.empty_like(first), torch.empty_like(first)
         winner, rest = torch.empty_like(first, dtype=torch.int64), 1 - gates[:, 1:].transpose(0, 1)
         for block, tokens, rows in _blocks(gates, u):
@@ -180,13 +180,31 @@ class _MaxOverTokens(torch.autograd.Function):
             tokens.baddbmm_(gates[block], u[block])
             attended[block] = tokens[:, 0]
             pooled[block], winner[block] = _first_max(tokens)
-        ctx.save_for_backward(gates, rest, u, c, winner)
-        return attended, pooled
+        return attended, pooled, winner
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        gates, u, _, c = inputs
+        ctx.save_for_backward(gates, u, c, output[2])
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+        whole = [
+            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(inputs, in_dims, strict=True)
+        ]
+        return _max_over_whole_tokens(*whole), (0, 0, 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_attended: Tensor, d_pooled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        gates, rest, u, c, winner = ctx.saved_tensors
+    def backward(
+        ctx: Any, d_attended: Tensor, d_pooled: Tensor, _d_winner: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gates, u, c, winner = ctx.saved_tensors
+        rest = 1 - gates[:, 1:].transpose(0, 1)
         d_first, d_c = u.new_empty(winner.shape), u.new_zeros(c.shape)
         d_u, d_gates = u.new_empty(u.shape), u.new_empty(gates.mT.shape)
         for block, d_tokens, _ in _blocks(gates, u):
@@ -199,6 +217,19 @@ class _MaxOverTokens(torch.autograd.Function):
             d_gates[block, :, 1:] -= (c @ d_rows.mT).permute(2, 1, 0)
             d_c.baddbmm_(rest[:, block].mT, d_rows)
         return d_gates.mT, d_u, d_first, d_c
+
+
+def _max_over_whole_tokens(
+    gates: Float[Tensor, "K B P+1 H"],
+    u: Float[Tensor, "K B H D"],
+    first: Float[Tensor, "K B D"],
+    c: Float[Tensor, "K P H D"],
+) -> tuple[Float[Tensor, "K B D"], Float[Tensor, "K B D"], Int[Tensor, "K B D"]]:
+    """`_MaxOverTokens` for K models at once, in operations that autograd knows."""
+    rows = ((1 - gates[:, :, 1:]).transpose(1, 2) @ c).transpose(1, 2)
+    tokens = torch.cat([first[:, :, None], rows], dim=2) + gates @ u  # (K, B, P + 1, D)
+    pooled, winner = _first_max(tokens.flatten(0, 1))
+    return tokens[:, :, 0], pooled.view_as(first), winner.view_as(first)
 
 
 def _blocks(gates: Tensor, u: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -5,6 +5,7 @@ is given a Task cannot reach a test row. Rows whose extraction failed are droppe
 to unit length here, once. Evaluation reads its own tables elsewhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,7 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
     samples, texts = cache.table(f"{modality}/train"), cache.table(f"text/{config.templates}")
     _check_same_weights(samples.manifest, texts.manifest)
     drawn = drawn_samples(samples, config.shots, config.draw_seed)
+    encoders = {modality: samples.manifest.encoder, "text": texts.manifest.encoder}
     return Task(
         dataset=cache.dataset,
         class_names=tuple(cache.class_names),
@@ -62,9 +64,9 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
         labels=drawn.labels,
         text=_class_texts(texts, list(cache.class_names)),
         templates=config.templates,
-        logit_scale=_logit_scale(config, samples.manifest, texts.manifest),
+        logit_scale=scale_of(config, encoders),
         draw=drawn.draw,
-        encoders={modality: samples.manifest.encoder, "text": texts.manifest.encoder},
+        encoders=encoders,
         tables={table.name: table.manifest.sha256 for table in (samples, texts)},
     )
 
@@ -93,13 +95,18 @@ def _check_same_weights(samples: caches.Manifest, texts: caches.Manifest) -> Non
             )
 
 
-def _logit_scale(config: TrainConfig, samples: caches.Manifest, texts: caches.Manifest) -> float:
+def scale_of(config: TrainConfig, encoders: Mapping[str, caches.EncoderSpec]) -> float:
+    """The logit scale of a configuration; "auto" is that of the encoders.
+
+    Raises:
+        RecipeError: auto, and the encoders have none.
+    """
     if config.logit_scale != "auto":
         return config.logit_scale
-    scale = samples.encoder.logit_scale or texts.encoder.logit_scale
+    scale = next((spec.logit_scale for spec in encoders.values() if spec.logit_scale), None)
     if scale is None:
         raise RecipeError(
-            f"logit_scale is auto, and the encoder {samples.encoder.name!r} of the cache "
+            f"logit_scale is auto, and the encoder {next(iter(encoders.values())).name!r} of the cache "
             f"has no scale of its own; "
             f"pass a number, for example --logit-scale 100"
         )

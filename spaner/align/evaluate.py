@@ -10,6 +10,7 @@ anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,13 +41,19 @@ class Frozen:
         return metrics.unit(features, f"{modality} features")
 
 
-def evaluate(run: Any, cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Any,
+    cache: caches.Cache | str | Path,
+    split: str | None = None,
+    frozen: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Text and semantic retrieval accuracy of a run, the frozen encoder's own beside them.
 
     Args:
         run: a trained run (`embed`, `check`).
         cache: a cache, or its path.
         split: "image/test" or "test"; default `image/test` where there is one, else `image/val`.
+        frozen: the result of `zero_shot` on the same table, where the caller has it already.
 
     Returns:
         `text` and `semantic` (the numbers of `metrics.summary`), `gap`, `chance`, `ceiling`, `rows`,
@@ -63,7 +70,7 @@ def evaluate(run: Any, cache: caches.Cache | str | Path, split: str | None = Non
     for needed in (name, *QUERIES.values()):
         run.check(opened.table(needed).manifest)
     found = matches(run, opened, name)
-    return {**_result(found, opened, name), "zero_shot": zero_shot(opened, name)}
+    return {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
 
 
 def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ negatives.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ from spaner.align.device import keep_freed_memory, precision_of, threads
 from spaner.cache.errors import RunError
 
 Progress = Callable[[int, int, str], None]
+
+Step = Callable[[float, dict[str, Tensor], Tensor], dict[str, Tensor]]
+"""(share of the initial learning rate, batch, labels) -> named losses, after one update."""
 
 
 class Settings(Protocol):
@@ -72,34 +75,54 @@ def optimise(
     Raises:
         RunError: fewer than two samples, or a loss that is not finite.
     """
-    x, pool = pairs.x.to(device), pairs.pool.to(device)
-    bounds = _batch_bounds(len(x), settings.batch_size)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay, fused=True)
-    rates = _cosine(settings.lr, settings.epochs * len(bounds))
     precision = precision_of(settings.precision, device)
-    generator = torch.Generator().manual_seed(settings.seed)
+
+    def step(fraction: float, batch: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        return _step(model, optimizer, settings.lr * fraction, batch, labels, precision)
+
     history = []
-    keep_freed_memory(device)
-    with threads(min(len(x), settings.batch_size) * x.shape[1], device):
-        for epoch in range(1, settings.epochs + 1):
-            order = torch.randperm(len(x), generator=generator)
-            partners = pairs.partners(generator)
-            index = torch.stack([order, partners[order], pairs.labels[order]]).to(device)
-            sums: dict[str, Tensor] = {}
-            rate = settings.lr
-            for start, stop in bounds:
-                rate = next(rates)
-                rows, columns, labels = index[:, start:stop]
-                batch = {pairs.modality: x[rows], pairs.partner: pool[columns]}
-                for name, value in _step(model, optimizer, rate, batch, labels, precision).items():
-                    sums[name] = sums.get(name, 0) + value.detach() * (stop - start)
-            means = torch.stack(list(sums.values())).div(len(x)).tolist()  # the epoch's one synchronisation
-            history.append({"epoch": epoch, **dict(zip(sums, means, strict=True)), "lr": rate})
-            _check_finite(history[-1], settings)
+    with threads(min(len(pairs.x), settings.batch_size) * pairs.x.shape[1], device):
+        for means, fraction in passes(pairs, draws(pairs, settings), settings, device, step):
+            values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # waits here
+            history.append({"epoch": len(history) + 1, **values, "lr": settings.lr * fraction})
+            check_finite(history[-1], settings)
             if progress:
-                progress(epoch, settings.epochs, f"loss {history[-1]['loss']:.4f}")
+                progress(len(history), settings.epochs, f"loss {history[-1]['loss']:.4f}")
     return history
+
+
+def draws(pairs: Pairs, settings: Settings) -> Iterator[Int[Tensor, "3 M"]]:
+    """For every epoch the row of a sample, its partner's row in the pool, and its class, in order of use."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(pairs.x), generator=generator)
+        partners = pairs.partners(generator)
+        yield torch.stack([order, partners[order], pairs.labels[order]])
+
+
+def passes(
+    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Settings, device: torch.device, step: Step
+) -> Iterator[tuple[dict[str, Float[Tensor, "*K"]], float]]:
+    """Take all steps of every epoch; after each epoch the means of the losses and the last share of the rate.
+
+    `drawn` is what `draws` gives, for one model or stacked for K of them. Yields tensors on the device.
+    """
+    x, pool = pairs.x.to(device), pairs.pool.to(device)
+    bounds = _batch_bounds(len(x), settings.batch_size)
+    fractions = _cosine(1.0, settings.epochs * len(bounds))
+    keep_freed_memory(device)
+    for order in drawn:
+        index, fraction = order.to(device), 1.0
+        sums: dict[str, Tensor] = {}
+        for start, stop in bounds:
+            fraction = next(fractions)
+            rows, columns, labels = index[..., start:stop].unbind(-2)
+            batch = {pairs.modality: x[rows], pairs.partner: pool[columns]}
+            for name, value in step(fraction, batch, labels).items():
+                sums[name] = sums.get(name, 0) + value.detach() * (stop - start)
+        yield {name: total / len(x) for name, total in sums.items()}, fraction
 
 
 def _step(
@@ -137,7 +160,7 @@ def _cosine(lr: float, steps: int) -> Iterator[float]:
     return (lr * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps))
 
 
-def _check_finite(means: dict[str, float], settings: Settings) -> None:
+def check_finite(means: dict[str, float], settings: Settings) -> None:
     if not all(map(math.isfinite, means.values())):
         raise RunError(
             f"the loss is {means['loss']} in epoch {means['epoch']:.0f} of {settings.epochs}; "

@@ -18,7 +18,7 @@ from torch import Tensor
 def contrastive(
     a: Float[Tensor, "B E"],
     b: Float[Tensor, "B E"],
-    logit_scale: float,
+    logit_scale: float | Float[Tensor, ""],
     *,
     direction: Literal["both", "image", "text"] = "both",
     labels: Int[Tensor, " B"] | None = None,

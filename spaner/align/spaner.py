@@ -55,6 +55,9 @@ class Spaner(nn.Module):
         RecipeError: heads that do not divide D; identity start or blend with E != D.
     """
 
+    NUMBERS = ("lam", "logit_scale")
+    """What `loss` takes as tensors too, so that models which differ in it can be trained as one."""
+
     def __init__(
         self,
         widths: Mapping[str, int],
@@ -122,18 +125,25 @@ class Spaner(nn.Module):
         return self.aligners[modality](self.tokens(modality, x), self.prompt)
 
     def loss(
-        self, batch: Mapping[str, Float[Tensor, "B M"]], labels: Int[Tensor, " B"]
+        self,
+        batch: Mapping[str, Float[Tensor, "B M"]],
+        labels: Int[Tensor, " B"],
+        **numbers: Float[Tensor, ""],
     ) -> dict[str, Float[Tensor, ""]]:
-        """L, its two terms, and the share of samples whose class occurs twice. `batch` holds two
-        modalities."""
+        """L, its two terms, and the share of samples whose class occurs twice. `batch` holds two modalities.
+
+        `numbers` replace those of `NUMBERS` by tensors: models that are trained as one have each their own.
+        """
+        lam, scale = numbers.get("lam", self.lam), numbers.get("logit_scale", self.logit_scale)
         (f1, z1), (f2, z2) = (self(modality, x) for modality, x in batch.items())
-        with torch.autocast(f1.device.type, enabled=False):  # logits in bfloat16 would round cosines to 1/256
+        exact = torch.promote_types(f1.dtype, torch.float32)  # bfloat16 would round cosines to 1/256
+        with torch.autocast(f1.device.type, enabled=False):
             positives = labels if self.targets == "class" else None
             options = {"direction": self.direction, "labels": positives}
-            align = contrastive(f1.float(), f2.float(), self.logit_scale, **options)
-            pooled = contrastive(z1.float(), z2.float(), self.logit_scale, **options)
+            align = contrastive(f1.to(exact), f2.to(exact), scale, **options)
+            pooled = contrastive(z1.to(exact), z2.to(exact), scale, **options)
         return {
-            "loss": align + self.lam * pooled,
+            "loss": align + lam * pooled,
             "align": align,
             "ca": pooled,
             "collision_rate": collision_rate(labels),

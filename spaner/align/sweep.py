@@ -1,10 +1,11 @@
 """Ablations: every combination of some settings, each trained and scored from the same cache.
 
-A *cell* is one resolved configuration. Cells run side by side in processes with one thread each, so a cell's
-numbers do not depend on how many run at once. The training features are loaded once and shared between
-processes as memory-mapped arrays. A finished cell is a JSON file named after what it depends on (settings
-and table hashes); running the sweep again runs only what is missing. A cell that fails is recorded as failed
-and stops no other.
+A *cell* is one resolved configuration. On a CPU cells run side by side in processes with one thread each, so
+a cell's numbers do not depend on how many run at once; on a GPU cells of one shape are trained as one tensor
+program (`align.stack`). The training features are loaded once and shared between processes as memory-mapped
+arrays; the frozen encoder is scored once. A finished cell is a JSON file named after what it depends on
+(settings and table hashes); running the sweep again runs only what is missing. A cell that fails is recorded
+as failed and stops no other.
 """
 
 import csv
@@ -15,6 +16,8 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,14 @@ import numpy as np
 import torch
 
 import spaner.cache
+from spaner.align.checkpoint import Run
 from spaner.align.config import TrainConfig
-from spaner.align.data import Task, task
-from spaner.align.evaluate import evaluate, tested_table
+from spaner.align.data import Task, scale_of, task
+from spaner.align.device import device_of
+from spaner.align.evaluate import evaluate, tested_table, zero_shot
+from spaner.align.stack import fit_stack, shape
 from spaner.align.train import fit
-from spaner.cache.errors import RecipeError, SpanerError
+from spaner.cache.errors import RecipeError, RunError, SpanerError
 
 #: What a sweep may vary: option of the command -> setting.
 AXES = {
@@ -50,7 +56,10 @@ AXES = {
 REPEATS = ("seed", "draw_seed")
 
 #: Settings that decide which rows and templates are loaded.
-SELECTION = ("shots", "draw_seed", "templates", "logit_scale")
+SELECTION = ("shots", "draw_seed", "templates")
+
+#: Cells trained as one on a GPU, unless the caller says otherwise.
+STACK = 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ def sweep(
     out: str | Path | None = None,
     *,
     workers: int | None = None,
+    stack: int | None = None,
     backend: str = "loky",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -80,7 +90,9 @@ def sweep(
         base: settings that all cells share; the recipe supplies the rest.
         out: folder for one JSON per cell; default ``sweeps/<cache name>``. Cells finished there do not run
         again.
-        workers: processes; default one per core.
+        workers: processes; default one per core on a CPU, one on a GPU.
+        stack: most cells trained as one tensor program; default 1 on a CPU, 8 on a GPU. Cells that differ in
+            more than `stack.STACKED` are never stacked.
         backend: joblib's backend: ``loky`` (this machine) or ``ray`` (a cluster; needs ``spaner[ray]``).
         progress: called with (cells done, cells, "cells").
 
@@ -89,17 +101,18 @@ def sweep(
 
     Raises:
         RecipeError: a setting that cannot be swept, an empty list, or a value that no training would accept.
+        RunError: a worker process died; finished cells are kept.
     """
     opened = cache if isinstance(cache, spaner.cache.Cache) else spaner.cache.open(cache)
     cells = plan(opened, grid, base or {})
     folder = (Path(out) if out is not None else Path("sweeps") / opened.path.stem).absolute()
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in cells if not _finished(folder, cell)]
+    missing = [cell for cell in cells if not _finished(_file(folder, cell))]
     done = len(cells) - len(missing)
     if progress:
         progress(done, len(cells), "cells")
-    for _ in _run(opened, missing, folder, workers or os.cpu_count() or 1, backend):
-        done += 1
+    for finished in _run(opened, missing, folder, workers, stack, backend):
+        done += finished
         if progress:
             progress(done, len(cells), "cells")
     results = [json.loads(_file(folder, cell).read_text()) for cell in cells]
@@ -145,32 +158,75 @@ def _file(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{cell.key}.json"
 
 
-def _finished(folder: Path, cell: Cell) -> bool:
-    file = _file(folder, cell)
-    return file.exists() and json.loads(file.read_text())["status"] == "ok"
+def _finished(file: Path) -> bool:
+    """A file that is damaged or half-written by another program counts as missing: its cell runs again."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return result["status"] == "ok" and bool(scores(result))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _run(
-    cache: spaner.cache.Cache, cells: list[Cell], folder: Path, workers: int, backend: str
-) -> Iterator[None]:
-    """Run the cells, yielding after each; cells that share their training rows are scheduled together."""
+    cache: spaner.cache.Cache,
+    cells: list[Cell],
+    folder: Path,
+    workers: int | None,
+    stack: int | None,
+    backend: str,
+) -> Iterator[int]:
+    """Run the cells, yielding how many were finished, whenever some were."""
     if not cells:
         return
     _register(backend)
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(tuple(getattr(cell.config, name) for name in SELECTION), []).append(cell)
-    workers = min(workers, len(cells))
-    pool = joblib.Parallel(
+    on_cpu = all(device_of(cell.config.device).type == "cpu" for cell in cells)
+    stacks = list(_stacks(cells, stack or (1 if on_cpu else STACK)))
+    workers = workers or ((os.cpu_count() or 1) if on_cpu else 1)
+    frozen = _frozen(cache)
+    jobs = (
+        joblib.delayed(_run_cells)(cache.path.absolute(), members, folder, arrays, frozen)
+        for _, group in itertools.groupby(stacks, lambda members: _selection(members[0]))
+        for first, *rest in [list(group)]
+        for arrays in [_arrays(cache, first[0].config)]
+        for members in [first, *rest]
+    )
+    try:
+        yield from _pool(min(workers, len(stacks)), backend)(jobs)
+    except BrokenProcessPool:
+        raise RunError(
+            f"a worker process of the sweep died (out of memory?) with {workers} at work; finished cells are "
+            f"kept in {folder}; run the same command again with --workers 1"
+        ) from None
+
+
+def _pool(workers: int, backend: str) -> joblib.Parallel:
+    """Processes that live as long as the sweep, and map arrays of more than a megabyte instead of copying."""
+    return joblib.Parallel(
         workers, backend=backend, return_as="generator_unordered", mmap_mode="c", max_nbytes="1M"
     )
-    jobs = (
-        joblib.delayed(_run_cell)(cache.path.absolute(), cell, _file(folder, cell), arrays)
-        for members in groups.values()
-        for arrays in [_arrays(cache, members[0].config)]
-        for cell in members
-    )
-    yield from pool(jobs)
+
+
+def _selection(cell: Cell) -> str:
+    return json.dumps([getattr(cell.config, name) for name in SELECTION])
+
+
+def _stacks(cells: list[Cell], most: int) -> Iterator[list[Cell]]:
+    """Cells that are trained as one, at most `most` each; those with the same training rows in sequence."""
+    groups: dict[tuple[str, str | None], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((_selection(cell), shape(cell.config)), []).append(cell)
+    for (_, alike), members in sorted(groups.items(), key=lambda item: item[0][0]):
+        size = 1 if alike is None else most
+        yield from (members[start : start + size] for start in range(0, len(members), size))
+
+
+def _frozen(cache: spaner.cache.Cache) -> dict[str, Any] | None:
+    """The frozen encoder's own result, the same for all cells; what prevents it is reported by every cell."""
+    try:
+        with _one_thread():
+            return zero_shot(cache)
+    except SpanerError:
+        return None
 
 
 def _register(backend: str) -> None:
@@ -186,35 +242,62 @@ def _register(backend: str) -> None:
 def _arrays(cache: spaner.cache.Cache, config: TrainConfig) -> dict[str, Any] | SpanerError:
     """The task with NumPy arrays in place of tensors, which joblib shares between processes by memory map."""
     try:
-        loaded = task(cache, config)
+        loaded = task(cache, dataclasses.replace(config, logit_scale=1.0))  # each cell has its own
     except SpanerError as error:
         return error
     fields = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)}
     return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
 
 
-def _run_cell(cache: Path, cell: Cell, file: Path, arrays: dict[str, Any] | SpanerError) -> None:
-    """Train and score one cell on one thread and write its result atomically."""
+def _run_cells(
+    cache: Path,
+    cells: list[Cell],
+    folder: Path,
+    arrays: dict[str, Any] | SpanerError,
+    frozen: dict[str, Any] | None,
+) -> int:
+    """Train and score cells that are trained as one, on one thread; write each result atomically."""
+    with _one_thread():
+        for cell, run in zip(cells, _runs(cells, arrays), strict=True):
+            result = {"varied": cell.varied, "config": cell.config.to_json(), **_result(run, cache, frozen)}
+            file = _file(folder, cell)
+            part = file.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(result, indent=2), encoding="utf-8")
+            part.replace(file)
+    return len(cells)
+
+
+def _runs(cells: list[Cell], arrays: dict[str, Any] | SpanerError) -> list[Run | SpanerError]:
+    """A run for each cell, or what prevented it."""
+    if isinstance(arrays, SpanerError):
+        return [arrays] * len(cells)
+    data = Task(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
+    try:
+        if len(cells) > 1:
+            return [*fit_stack(data, [cell.config for cell in cells])]
+        config = cells[0].config
+        return [fit(dataclasses.replace(data, logit_scale=scale_of(config, data.encoders)), config)]
+    except SpanerError as error:
+        return [error] if len(cells) == 1 else [_runs([cell], arrays)[0] for cell in cells]
+
+
+def _result(run: Run | SpanerError, cache: Path, frozen: dict[str, Any] | None) -> dict[str, Any]:
+    try:
+        if isinstance(run, SpanerError):
+            raise run
+        return {"status": "ok", "metrics": evaluate(run, cache, frozen=frozen), "facts": run.facts()}
+    except SpanerError as error:
+        return {"status": "failed", "reason": str(error)}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        result = {"status": "ok", **_result(cache, cell, arrays)}
-    except SpanerError as error:
-        result = {"status": "failed", "reason": str(error)}
+        yield
     finally:
         torch.set_num_threads(threads)
-    result = {"varied": cell.varied, "config": cell.config.to_json(), **result}
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(result, indent=2))
-    part.replace(file)
-
-
-def _result(cache: Path, cell: Cell, arrays: dict[str, Any] | SpanerError) -> dict[str, Any]:
-    if isinstance(arrays, SpanerError):
-        raise arrays
-    tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()}
-    run = fit(Task(**tensors), cell.config)
-    return {"metrics": evaluate(run, cache), "facts": run.facts()}
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -50,6 +50,13 @@ def fit(
     model = methods.method(config.method).build(config, data.widths, data.logit_scale).to(device)
     started = time.perf_counter()
     history = optimise(model, pairs(data), config, device, progress)
+    return finished(config, model, data, history, time.perf_counter() - started)
+
+
+def finished(
+    config: TrainConfig, model: Any, data: Task, history: list[dict[str, float]], seconds: float
+) -> Run:
+    """The run of a model that has been trained on `data`."""
     return Run(
         config=config,
         model=model.cpu().eval(),
@@ -61,7 +68,7 @@ def fit(
         draw=data.draw.to_json(),
         tables=data.tables,
         history=history,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         versions={"spaner": version("spaner"), "torch": torch.__version__},
     )
 

@@ -22,6 +22,13 @@ def sweep(
     recipe: Recipe = "paper",
     out: Annotated[Path | None, typer.Option(help="Sweep folder.", show_default="sweeps/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
+    stack: Annotated[
+        int | None,
+        typer.Option(
+            help="Most cells trained as one tensor program, if they differ in seed, lr, lam, scale alone.",
+            show_default="8 on a GPU, else 1",
+        ),
+    ] = None,
     backend: Annotated[
         str, typer.Option(help='joblib backend: loky, or ray (needs "spaner[ray]").')
     ] = "loky",
@@ -56,6 +63,7 @@ def sweep(
             {"recipe": recipe, **options},
             folder,
             workers=workers,
+            stack=stack,
             backend=backend,
             progress=progress,
         )
