@@ -55,7 +55,7 @@ def prompt_length_figure(cells: Sequence[Mapping[str, Any]], path: str | Path) -
     Raises:
         DatasetError: no cell succeeded.
     """
-    lines = _grouped(_finished(cells), along="prompt_length")
+    lines = grouped(finished(cells), along="prompt_length")
 
     def paint(figure: Any, theme: Theme) -> None:
         for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
@@ -70,7 +70,7 @@ def prompt_length_figure(cells: Sequence[Mapping[str, Any]], path: str | Path) -
             look.plain(axes)
         figure.axes[0].set_ylabel("accuracy (%)")
         for axes, kind in zip(figure.axes, KINDS, strict=True):
-            _zero_shot(axes, _finished(cells), kind, theme)
+            _zero_shot(axes, finished(cells), kind, theme)
         if len(lines) > 1:
             figure.legend(
                 *figure.axes[0].get_legend_handles_labels(),
@@ -83,7 +83,7 @@ def prompt_length_figure(cells: Sequence[Mapping[str, Any]], path: str | Path) -
 
 def _line(axes: Any, members: dict[Any, list], kind: str, theme: Theme, index: int, name: str) -> None:
     lengths = sorted(members)
-    mean, std = np.array([_mean_std(members[length], kind) for length in lengths]).T
+    mean, std = np.array([mean_std(members[length], kind) for length in lengths]).T
     colour = theme.colour(index)
     axes.fill_between(lengths, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
     axes.errorbar(
@@ -135,23 +135,23 @@ def choice_figure(
     Raises:
         DatasetError: no cell succeeded.
     """
-    finished = _finished(cells)
-    groups = list(dict.fromkeys(cell["config"][across] for cell in finished))
-    choices = sorted({cell["config"][within] for cell in finished}, key=lambda value: (value is None, value))
+    done = finished(cells)
+    groups = list(dict.fromkeys(cell["config"][across] for cell in done))
+    choices = sorted({cell["config"][within] for cell in done}, key=lambda value: (value is None, value))
     step = 0.76 / len(choices)
 
     def paint(figure: Any, theme: Theme) -> None:
         for axes, kind in zip(figure.subplots(2, 1, sharex=True, sharey=True), KINDS, strict=True):
             for i, choice in enumerate(choices):
                 found = {
-                    g: [c for c in finished if (c["config"][across], c["config"][within]) == (group, choice)]
+                    g: [c for c in done if (c["config"][across], c["config"][within]) == (group, choice)]
                     for g, group in enumerate(groups)
                 }
                 at = {
                     g + (i - (len(choices) - 1) / 2) * step: chosen for g, chosen in found.items() if chosen
                 }
-                _marks(axes, at, kind, theme, i, _word(within, choice))
-            axes.set_xticks(range(len(groups)), [_word(across, group) for group in groups])
+                _marks(axes, at, kind, theme, i, word(within, choice))
+            axes.set_xticks(range(len(groups)), [word(across, group) for group in groups])
             axes.set(title=KINDS[kind], ylabel="accuracy (%)", xlim=(-0.5, len(groups) - 0.5))
             axes.margins(y=0.16)
             look.plain(axes)
@@ -168,7 +168,7 @@ def choice_figure(
 
 
 def _marks(axes: Any, at: Mapping[float, list], kind: str, theme: Theme, index: int, name: str) -> None:
-    mean, std = np.array([_mean_std(cells, kind) for cells in at.values()]).T
+    mean, std = np.array([mean_std(cells, kind) for cells in at.values()]).T
     axes.errorbar(
         list(at),
         mean,
@@ -271,17 +271,18 @@ def _cdf(axes: Any, values: np.ndarray, middle: float, theme: Theme, index: int,
     )
 
 
-def _finished(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    finished = [cell for cell in cells if cell.get("status", "ok") == "ok"]
-    if not finished:
+def finished(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Cells that succeeded; DatasetError if there is none."""
+    done = [cell for cell in cells if cell.get("status", "ok") == "ok"]
+    if not done:
         raise DatasetError(
             f"nothing to draw: {len(cells)} cells, none finished; expected at least one; run "
             "`spaner sweep` and read the reasons in its sweep.json"
         )
-    return finished
+    return done
 
 
-def _grouped(cells: Sequence[Mapping[str, Any]], along: str) -> dict[str, dict[Any, list]]:
+def grouped(cells: Sequence[Mapping[str, Any]], along: str) -> dict[str, dict[Any, list]]:
     """Line -> value of `along` -> its repeated cells. Lines differ in the settings that vary besides."""
     varying = [
         name
@@ -290,17 +291,18 @@ def _grouped(cells: Sequence[Mapping[str, Any]], along: str) -> dict[str, dict[A
     ]
     lines: dict[str, dict[Any, list]] = {}
     for cell in cells:
-        name = ", ".join(_word(key, cell["config"].get(key)) for key in varying)
+        name = ", ".join(word(key, cell["config"].get(key)) for key in varying)
         lines.setdefault(name, {}).setdefault(cell["config"][along], []).append(cell)
     return lines
 
 
-def _word(setting: str, value: Any) -> str:
+def word(setting: str, value: Any) -> str:
+    """A setting as a chart names it: "E = 512", "mined"."""
     default = {"out_dim": "D", "shots": "all"}.get(setting, "default")
     return f"{WORDS.get(setting, f'{setting} ')}{default if value is None else value}"
 
 
-def _mean_std(cells: Sequence[Mapping[str, Any]], kind: str) -> tuple[float, float]:
+def mean_std(cells: Sequence[Mapping[str, Any]], kind: str) -> tuple[float, float]:
     """In percent; the sample's standard deviation, 0 for a single cell."""
     values = [100 * cell["metrics"][kind]["accuracy"] for cell in cells]
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

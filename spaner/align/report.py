@@ -1,0 +1,88 @@
+"""A report: runs and sweeps in, one page that people like to look at, its figures and its numbers out.
+
+    write([Path("runs/a"), Path("runs/b")], Path("report.html"), sweeps=[Path("sweeps/c")])
+
+Each run finds its cache by the way recorded in its folder, and is measured anew on the rows it was tested on;
+tables put the paper's numbers beside ours and say where the two must not be compared. The page asks the
+network for nothing. What is measured is in `report_run`, what is said in `report_sections`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from spaner.align import report_sweep, report_tables
+from spaner.align.report_files import draw_figures, write_numbers
+from spaner.align.report_page import page
+from spaner.align.report_run import measure
+from spaner.align.report_sections import head, sections
+from spaner.align.report_shift import shift_table
+from spaner.cache.errors import RunError
+
+
+def write(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    sweeps: Sequence[Path] = (),
+    shifts: Sequence[Path] = (),
+    cache: Path | None = None,
+    split: str | None = None,
+    figures: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Measure, and write the page and the folder beside it (`report.html` and `report_files/`).
+
+    Args:
+        runs: run folders. sweeps: folders that `spaner sweep` wrote.
+        shifts: caches of other data made with the runs' encoder, for domain shift.
+        cache: where the runs are scored instead of the cache that each recorded; hashes must agree.
+        split: the table to score instead of the recorded one.
+        figures: also write PNG and SVG files.
+        progress: told what is being done.
+
+    Returns:
+        The files written, the page first.
+
+    Raises:
+        RunError, Mismatch, CacheError, DatasetError: one line that begins with the run or sweep it is about.
+    """
+    if not runs and not sweeps:
+        raise RunError("report: found no run and no sweep; expected one or more; type `spaner report RUN`")
+    tell = progress or (lambda _: None)
+    found = report_sweep.read(sweeps)
+    tell("scoring the runs")
+    entries = measure(runs, cache, split)
+    tables = report_tables.tables(entries) if entries else []
+    if shifts and entries:
+        tables.append(shift_table(entries, shifts))
+    tables += [report_sweep.table(sweep) for sweep in found]
+    apart = report_tables.apart(entries)
+    folder = out.with_name(f"{out.stem}_files")
+    files = write_numbers(folder, tables, entries, found, apart)
+    if figures:
+        tell("drawing the figures")
+        files += draw_figures(folder, entries, found)
+    parts = list(sections(entries, tables, found, apart, folder.name))
+    text = page(_title(entries, found), head(entries, apart), parts, _footer(folder.name))
+    part = out.with_name(f".{out.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(out)
+    return [out, *files]
+
+
+def _title(entries: Sequence, found: Sequence) -> str:
+    datasets = list(dict.fromkeys(entry.bench.dataset for entry in entries))
+    datasets = datasets or list(dict.fromkeys(s.finished[0]["metrics"]["tested"]["dataset"] for s in found))
+    return f"Did it align? {', '.join(datasets)}"
+
+
+def _footer(beside: str) -> str:
+    beside = escape(beside)
+    return (
+        f'<p>Beside this page: <a href="{beside}/numbers.csv">numbers.csv</a>, '
+        f'<a href="{beside}/numbers.json">numbers.json</a>, and every figure as PNG and SVG in {beside}/. '
+        "Hover a table row for the origin of its numbers. Made by spaner.</p>"
+    )

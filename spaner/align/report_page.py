@@ -1,0 +1,150 @@
+"""The page: tables and charts as one HTML file that asks the network for nothing.
+
+Style, script and drawings are inside; a content policy forbids everything else. Colours are `theme`'s, as
+variables that follow the reader's light or dark setting. Sections are made by `report_sections`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+
+from spaner.align.report_panel import symbols
+from spaner.align.report_table import APART, OURS, Column, Row, Table, bounds, text
+from spaner.align.theme import DARK, LIGHT, Theme
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with an entry in its contents; `body` is HTML."""
+
+    anchor: str
+    title: str
+    body: str
+
+
+def page(title: str, lede: str, sections: Sequence[Section], footer: str) -> str:
+    """The whole document. `title` is text; `lede` and `footer` are HTML."""
+    links = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
+    parts = "".join(
+        f'<section id="{s.anchor}" aria-labelledby="{s.anchor}-title">'
+        f'<h2 id="{s.anchor}-title">{escape(s.title)}</h2>{s.body}</section>\n'
+        for s in sections
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(title)}</title>
+<style>
+{_variables(LIGHT)}
+@media (prefers-color-scheme: dark) {{ {_variables(DARK)} }}
+{_colour_classes()}
+{_resource("report_page.css")}</style>
+</head>
+<body>
+<a class="skip" href="#content">Skip to the results</a>
+{symbols()}
+<header><h1>{escape(title)}</h1>{lede}</header>
+<nav aria-label="Contents"><ul>{links}</ul></nav>
+<main id="content" tabindex="-1">
+{parts}</main>
+<footer>{footer}</footer>
+<div id="tip" role="status" hidden></div>
+<script>
+{_resource("report_page.js")}</script>
+</body>
+</html>
+"""
+
+
+def table(content: Table) -> str:
+    """A table that scrolls sideways on a narrow screen, by touch and by keyboard."""
+    head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in content.columns)
+    body = "".join(_group(heading, rows, content.columns) for heading, rows in content.groups)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(content.title)}, table">'
+        f"<table><caption>{escape(content.title)}</caption>"
+        f'<thead><tr><th scope="col">run</th>{head}</tr></thead>{body}</table></div>'
+        + (f'<p class="note">{escape(content.note)}</p>' if content.note else "")
+    )
+
+
+def _group(heading: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    shared = {row.because for row in rows}
+    because = shared.pop() if len(shared) == 1 and len(rows) > 1 else ""
+    lines = [_row(row, columns, said=bool(because)) for row in rows]
+    if heading:
+        why = f'<span class="because">Not comparable, because of {escape(because)}.</span>' if because else ""
+        span = f'<th colspan="{len(columns) + 1}" scope="rowgroup"><span>{escape(heading)}{why}</span></th>'
+        lines.insert(0, f'<tr class="group">{span}</tr>')
+    return f"<tbody>{''.join(lines)}</tbody>"
+
+
+def _row(row: Row, columns: Sequence[Column], *, said: bool) -> str:
+    name = escape(row.name)
+    if row.anchor:
+        name = f'<a href="#{row.anchor}">{name}</a>'
+    why = ""
+    if row.because and not said:
+        why = f'<small class="note because">because of {escape(row.because)}</small>'
+    cells = []
+    for column in columns:
+        number = row.numbers.get(column.key)
+        sure = bounds(number, column.unit)
+        cells.append(f"<td>{text(number, column.unit)}{f'<small>{sure}</small>' if sure else ''}</td>")
+    origin = "; ".join(f"{key} {value}" for key, value in row.origin.items() if value != "")
+    kind = "" if row.mark == OURS else ' class="published"'
+    return (
+        f'<tr{kind} title="{escape(origin)}"><th scope="row">{name}{_badge(row.mark)}{why}</th>'
+        f"{''.join(cells)}</tr>"
+    )
+
+
+def _badge(mark: str) -> str:
+    kind = "not" if mark == APART else mark
+    return f' <span class="badge {kind}">{mark}</span>'
+
+
+def figure(drawing: str, caption: str, downloads: Mapping[str, str] | None = None) -> str:
+    """A drawing with what it shows. `caption` is text; `downloads` maps what a file shows to its path without
+    suffix."""
+    links = [
+        f'{escape(name)} <a href="{escape(path)}.png">PNG</a> <a href="{escape(path)}.svg">SVG</a>'
+        for name, path in (downloads or {}).items()
+    ]
+    files = f'<span class="files">{" · ".join(links)}</span>' if links else ""
+    return f"<figure>{drawing}<figcaption>{escape(caption)} {files}</figcaption></figure>"
+
+
+def _resource(name: str) -> str:
+    return (files("spaner.align") / name).read_text(encoding="utf-8")
+
+
+def _variables(theme: Theme) -> str:
+    plain = {"page": theme.page, "ink": theme.ink, "faint": theme.faint, "grid": theme.grid}
+    plain["tint"] = f"color-mix(in srgb, {theme.grid} 38%, {theme.page})"
+    plain |= {f"c{i}": colour for i, colour in enumerate(theme.colours)}
+    plain |= {f"h{i}": _strength(theme.ramp, i / 5) for i in range(1, 6)}
+    plain["on3"] = theme.ink if theme is LIGHT else theme.page  # readable on the middle of the ramp
+    return ":root { " + " ".join(f"--{name}: {value};" for name, value in plain.items()) + " }"
+
+
+def _strength(ramp: Sequence[str], share: float) -> str:
+    """The colour at a share of the heat map's ramp."""
+    place = share * (len(ramp) - 1)
+    i = min(int(place), len(ramp) - 2)
+    part = round(100 * (place - i))
+    return f"color-mix(in srgb, {ramp[i]} {100 - part}%, {ramp[i + 1]})"
+
+
+def _colour_classes() -> str:
+    colours = [f".c{i} {{ color: var(--c{i}); }}" for i in range(len(LIGHT.colours))]
+    return " ".join(colours + [f".h{i} {{ fill: var(--h{i}); }}" for i in range(1, 6)])

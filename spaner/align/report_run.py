@@ -1,0 +1,315 @@
+"""One run of a report: its cache found and proven unchanged, and everything measured that the page shows.
+
+A run is scored twice on the same rows: in its own space and in the frozen encoder's, where the modalities
+share one. Runs that were tested on the same tables share a `Bench`, whose frozen space is measured once.
+
+It reads run folders and sealed caches. It draws nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spaner import cache as caches
+from spaner.align import checkpoint, evaluate, geometry, metrics, retrieval
+from spaner.align.checkpoint import Run
+from spaner.align.intervals import Interval, bootstrap, paired_difference
+from spaner.cache.errors import CacheError, Mismatch, RunError, SpanerError
+
+RESAMPLES = 1000
+PLANE_ROWS = 240
+"""Rows of each modality in a t-SNE."""
+PLANE_CLASSES = 10
+"""Classes in a t-SNE: as many as there are colours that can be told apart."""
+AGREEMENT = 0.005
+"""Accuracy may differ this much from the recorded one: other hardware may round another way."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Rows in two dimensions, by modality: positions (n, 2), labels (n,), ids (n,)."""
+
+    points: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    ids: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One space on one bench: matches and numbers by kind of retrieval, pairs of modalities, directions."""
+
+    matches: dict[str, metrics.Match]
+    numbers: dict[str, dict[str, Interval | float]]
+    gap: Interval
+    pairs: list[dict[str, Any]]
+    directions: list[dict[str, Any]]
+    plane: Plane
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What runs are tested on: tables of a cache, and what the frozen encoder makes of them.
+
+    `tables` maps the tested table and the two text tables to their hashes; equal hashes are one bench.
+    """
+
+    cache: str
+    dataset: str
+    class_names: list[str]
+    table: str
+    tables: dict[str, str]
+    rows: int
+    failed: int
+    frozen: Measured | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run in the report; `gains` is aligned minus frozen accuracy on the same rows, by kind."""
+
+    name: str
+    anchor: str
+    run: Run
+    bench: Bench
+    aligned: Measured
+    gains: dict[str, Interval] | None
+
+
+def measure(folders: Sequence[Path], cache: Path | None = None, split: str | None = None) -> list[Entry]:
+    """Every run, on its own cache or on the given one.
+
+    Raises:
+        RunError: a run whose cache is unknown or gone, or whose weights do not give its
+            recorded numbers. Mismatch: a table differs from the recorded one. DatasetError: NaN, one class
+            only, a class without test rows. Each line begins with the run's name.
+    """
+    entries: list[Entry] = []
+    benches: dict[str, Bench] = {}
+    for number, (folder, name) in enumerate(zip(folders, unique_names(folders), strict=True), 1):
+        run = checkpoint.load(folder)
+        check_finite(run.metrics, f"run {name}")
+        try:
+            entries.append(_entry(name, f"run-{number}", run, cache, split, benches))
+        except SpanerError as error:
+            raise type(error)(f"run {name}: {error}") from None
+    return entries
+
+
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names; where two are equal, with the folder above, or numbered."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{folder.resolve().parent.name}/{folder.resolve().name}" for folder in folders]
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def shown(path: Path) -> str:
+    """A path as a reader types it from here; of places elsewhere only the name."""
+    here = Path.cwd().resolve()
+    return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else path.name
+
+
+def check_finite(values: Any, what: str) -> None:
+    """Raise RunError, naming the place, where a recorded number is NaN or infinite."""
+    for place, value in _leaves(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RunError(
+                f"{what}: {place} is {value}; expected a finite number; train it again, with a lower --lr"
+            )
+
+
+def _leaves(values: Any, place: str = "metrics") -> Iterator[tuple[str, Any]]:
+    items = values.items() if isinstance(values, dict) else ()
+    for name, value in items:
+        yield from _leaves(value, f"{place}.{name}")
+    if not isinstance(values, dict):
+        yield place, values
+
+
+def _entry(
+    name: str, anchor: str, run: Run, cache: Path | None, split: str | None, benches: dict[str, Bench]
+) -> Entry:
+    with caches.open(_cache_of(run, cache)) as opened:
+        tested = (run.metrics or {}).get("tested", {})
+        table = evaluate.tested_table(opened, split or tested.get("table"))
+        _check_tables(run, opened)
+        for needed in (table, *evaluate.QUERIES.values()):
+            run.check(opened.table(needed).manifest)
+        bench = _bench(run, opened, table, benches)
+        aligned = _measured(run, opened, table, _sides(run, opened, table))
+    if split is None:
+        _check_recorded(run, aligned)
+    return Entry(name, anchor, run, bench, aligned, _gains(aligned, bench.frozen))
+
+
+def _cache_of(run: Run, given: Path | None) -> Path:
+    path = given or run.cache
+    first, digest = next(iter(_recorded(run).items()))
+    if path is None:
+        raise RunError(f"its cache is not recorded; expected one with {first} {digest}; add --cache PATH")
+    if not path.exists():
+        raise RunError(
+            f"its cache {shown(path)} is gone: found no {first}, expected hash {digest}; "
+            "extract it again, or name where it lies with --cache PATH"
+        )
+    return path
+
+
+def _recorded(run: Run) -> dict[str, str]:
+    """Table -> hash, of all that was read from the cache named: where it was last trained and scored."""
+    last = run.extensions[-1]["tables"] if run.extensions else run.tables
+    tested = (run.metrics or {}).get("tested")
+    return last | ({tested["table"]: tested["manifest_sha256"]} if tested else {})
+
+
+def _check_tables(run: Run, cache: caches.Cache) -> None:
+    for name, recorded in _recorded(run).items():
+        found = cache.table(name).manifest.sha256 if cache.has(name) else "no such table"
+        if found != recorded:
+            raise Mismatch(
+                f"{name} of {shown(Path(cache.path))} has hash {found}, the run recorded {recorded}; "
+                "train again on this cache, or name the old one with --cache PATH"
+            )
+
+
+def _check_recorded(run: Run, aligned: Measured) -> None:
+    for kind, match in aligned.matches.items():
+        recorded = ((run.metrics or {}).get(kind) or {}).get("accuracy")
+        found = float(match.credit.mean())
+        if recorded is not None and abs(found - recorded) > AGREEMENT:
+            raise RunError(
+                f"{kind} accuracy is {found:.4f} now and {recorded:.4f} in result.json, which cannot both "
+                "come "
+                "from these weights and rows; check the cache with `spaner cache verify`, then train again"
+            )
+
+
+def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -> Bench:
+    names = (table, *evaluate.QUERIES.values())
+    tables = {name: cache.table(name).manifest.sha256 for name in names}
+    key = repr(tables)
+    if key not in known:
+        dims = {cache.table(name).dim for name in names}
+        sides = {table.split("/")[0]: [table], "text": [evaluate.QUERIES["semantic"]]}
+        frozen = _measured(evaluate.Frozen(), cache, table, sides) if len(dims) == 1 else None
+        ok = cache.table(table).ok
+        known[key] = Bench(
+            cache=shown(Path(cache.path)),
+            dataset=cache.dataset,
+            class_names=list(cache.class_names),
+            table=table,
+            tables=tables,
+            rows=int(ok.sum()),
+            failed=int((~ok).sum()),
+            frozen=frozen,
+        )
+    return known[key]
+
+
+def _sides(run: Run, cache: caches.Cache, table: str) -> dict[str, list[str]]:
+    """Test tables by modality: the tested one, class names, and a newcomer's test rows or untrained folds."""
+    sides = {table.split("/")[0]: [table], "text": [evaluate.QUERIES["semantic"]]}
+    for record in run.extensions:
+        modality, trained = record["config"]["modality"], record["config"]["split"]
+        rest = [n for n in cache.tables() if n.startswith(f"{modality}/") and n != f"{modality}/{trained}"]
+        chosen = [f"{modality}/test"] if cache.has(f"{modality}/test") else rest
+        if chosen and modality not in sides:
+            sides[modality] = chosen
+    return sides
+
+
+def _measured(space: Any, cache: caches.Cache, table: str, sides: dict[str, list[str]]) -> Measured:
+    matches = evaluate.matches(space, cache, table)
+    metrics.per_class_accuracy(matches["text"], cache.class_names)  # refuses a class without test rows
+    credit = {kind: match.credit for kind, match in matches.items()}
+    rows = {modality: _rows(space, cache, names) for modality, names in sides.items()}
+    return Measured(
+        matches=matches,
+        numbers={kind: _numbers(match) for kind, match in matches.items()},
+        gap=paired_difference(credit["text"], credit["semantic"], resamples=RESAMPLES),
+        pairs=[_pair(a, b, rows[a][0], rows[b][0]) for a, b in combinations(rows, 2)],
+        directions=[_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)],
+        plane=_plane(rows, len(cache.class_names)),
+    )
+
+
+def _numbers(match: metrics.Match) -> dict[str, Interval | float]:
+    """The collapse controls stand beside the cosine: a point has cosine 1, margin 0 and accuracy 1/C."""
+    per_row = {
+        "accuracy": match.credit,
+        "accuracy_tie_aware": match.credit_by_name,
+        "positive_cosine": match.positive,
+        "margin": match.positive - match.hardest,
+        "negative_cosine": match.negative,
+    }
+    sure = {name: bootstrap(values, resamples=RESAMPLES) for name, values in per_row.items()}
+    return {**sure, "centred_cosine": metrics.centred_cosine(match)}
+
+
+def _rows(space: Any, cache: caches.Cache, names: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Embeddings (n, E), labels and ids of the good rows of some tables of one modality."""
+    parts = [evaluate.embedded(space, cache, name) for name in names]
+    ids: list[str] = []
+    for name in names:
+        table = cache.table(name)
+        is_text = table.manifest.modality == "text"
+        ids += list(cache.class_names) if is_text else table.ids[table.ok].tolist()
+    return np.concatenate([x for x, _ in parts]), np.concatenate([labels for _, labels in parts]), ids
+
+
+def _pair(a: str, b: str, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    return {
+        "a": a,
+        "b": b,
+        "modality_gap": geometry.modality_gap(x, y),
+        "separability": geometry.separability(x, y) if min(len(x), len(y)) >= 5 else None,
+        "uniformity_a": geometry.uniformity(x) if len(x) > 1 else None,
+        "uniformity_b": geometry.uniformity(y) if len(y) > 1 else None,
+    }
+
+
+def _direction(a: str, b: str, queries: tuple, targets: tuple) -> dict[str, Any]:
+    (x, x_labels, _), (y, y_labels, _) = queries, targets
+    seen = np.isin(x_labels, y_labels)
+    if not seen.any():
+        raise CacheError(
+            f"{a} and {b} share no class; expected one or more; extract the same classes of both"
+        )
+    hubness = retrieval.hubness(x, y) if len(y) > 10 else None
+    found = retrieval.retrieval(x[seen], y, x_labels[seen], y_labels)
+    return {"query": a, "target": b, **found, "hubness": hubness}
+
+
+def _plane(rows: dict[str, tuple], classes: int, seed: int = 0) -> Plane:
+    """t-SNE of a seeded sample of rows of evenly chosen classes."""
+    chosen = np.unique(np.linspace(0, classes - 1, min(PLANE_CLASSES, classes)).round().astype(int))
+    rng = np.random.default_rng(seed)
+    picks = {}
+    for modality, (_, labels, _) in rows.items():
+        member = np.flatnonzero(np.isin(labels, chosen))
+        few = len(member) <= PLANE_ROWS
+        picks[modality] = member if few else np.sort(rng.choice(member, PLANE_ROWS, replace=False))
+    together = np.concatenate([rows[m][0][pick] for m, pick in picks.items()])
+    flat = geometry.plane(together, seed=seed)
+    ends = np.cumsum([len(pick) for pick in picks.values()])[:-1]
+    return Plane(
+        points=dict(zip(picks, np.split(flat, ends), strict=True)),
+        labels={m: rows[m][1][pick] for m, pick in picks.items()},
+        ids={m: [rows[m][2][i] for i in pick] for m, pick in picks.items()},
+    )
+
+
+def _gains(aligned: Measured, frozen: Measured | None) -> dict[str, Interval] | None:
+    if frozen is None:
+        return None
+    return {
+        kind: paired_difference(match.credit, frozen.matches[kind].credit, resamples=RESAMPLES)
+        for kind, match in aligned.matches.items()
+    }

@@ -1,0 +1,223 @@
+"""What a report says, part by part: the head, then accuracy, cosines, space, retrieval, confusion, shift,
+ablations, training and origins.
+
+Takes measured runs and tables, gives HTML made by `report_page`, `report_charts` and `report_maps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from spaner.align import published
+from spaner.align.figures import KINDS
+from spaner.align.report_charts import accuracy_charts, cdf_charts, choice_charts, length_charts, loss_charts
+from spaner.align.report_maps import confused_pairs, confusion_charts, plane_charts
+from spaner.align.report_origin import sweep_command, train_command
+from spaner.align.report_page import Section, figure, table
+from spaner.align.report_run import Entry
+from spaner.align.report_sweep import Sweep
+from spaner.align.report_table import Number, Table, bounds, text
+from spaner.align.report_tables import benches, heading, why_apart
+
+TITLES = {
+    "accuracy": ("Accuracy", "Class retrieval beside the paper's Table 1."),
+    "cosine": ("Alignment", "How close rows come to their class: the paper's Table 2 and Figure 4."),
+    "modality_gap": ("Space", "Do the modalities share one space? The paper's Figure 2, with numbers."),
+    "retrieval": ("Retrieval", "Every modality asks every other: the paper's Table 3."),
+    "differences": ("Between runs", "The same rows, run against run."),
+    "shift": ("Domain shift", "Trained in one world, tested in others: the paper's Table 4."),
+}
+
+
+def head(entries: Sequence[Entry], apart: Sequence[str]) -> str:
+    """What was tested, one tile per run, and what must not be compared."""
+    lines = []
+    for bench, _ in benches(entries):
+        chance = text(Number(1 / len(bench.class_names)), "percent")
+        lines.append(f"{heading(bench)} · chance {chance} %")
+    said = "".join(f'<p class="lede faint">{escape(line)}</p>' for line in lines)
+    tiles = "".join(_tile(entry) for entry in entries)
+    paper = published.benchmark("imagenet")
+    why = list(dict.fromkeys(filter(None, (why_apart(entry, paper) for entry in entries))))
+    notes = []
+    if why:
+        notes.append(
+            "Not comparable with the paper's ImageNet numbers, because of " + "; or ".join(why) + "."
+        )
+    if apart:
+        notes.append("Shown side by side and never averaged: " + "; ".join(apart) + ".")
+    if any(entry.run.synthetic for entry in entries):
+        notes.append(
+            "Some embeddings are synthetic: they say whether the code works, not how good a method is."
+        )
+    return f'{said}<ul class="tiles">{tiles}</ul>' + "".join(
+        f'<p class="note">{escape(n)}</p>' for n in notes
+    )
+
+
+def _tile(entry: Entry) -> str:
+    accuracy = [text(Number.of(entry.aligned.numbers[kind]["accuracy"]), "percent") for kind in KINDS]
+    gains = []
+    for kind, gain in (entry.gains or {}).items():
+        number = Number.of(gain)
+        tone = "up" if gain.low > 0 else "down" if gain.high < 0 else "faint"
+        sure = escape(f"95 %: {bounds(number, 'points')}")
+        gains.append(f'{kind} <span class="{tone}" title="{sure}">{text(number, "points")}</span>')
+    versus = f"<span>vs frozen: {', '.join(gains)} points</span>" if gains else ""
+    return (
+        f'<li><span class="of"><a href="#{entry.anchor}">{escape(entry.name)}</a></span>'
+        f'<b>{accuracy[0]} <span class="faint">/</span> {accuracy[1]}</b>'
+        f'<span class="of">text / semantic, % right</span><span class="of">{versus}</span></li>'
+    )
+
+
+def sections(
+    entries: Sequence[Entry],
+    tables: Sequence[Table],
+    sweeps: Sequence[Sweep],
+    apart: Sequence[str],
+    beside: str,
+) -> Iterator[Section]:
+    """All parts of the page; `beside` is the folder of the figures' files, seen from the page."""
+    by_key = {content.key: content for content in tables}
+    drawn = {"accuracy": _accuracy(entries), "cosine": _cosine(entries, beside)}
+    drawn["modality_gap"] = _space(entries, beside)
+    for key, (title, about) in TITLES.items():
+        if key in by_key:
+            body = f"<p>{escape(about)}</p>{drawn.get(key, '')}{table(by_key[key])}"
+            yield Section(key.replace("_", "-"), title, body)
+        if key == "retrieval" and entries:
+            yield Section("confusion", "Confusion", _confusion(entries, beside))
+    if sweeps:
+        yield Section("ablations", "Ablations", "".join(_sweep(s, by_key[s.anchor], beside) for s in sweeps))
+    if entries:
+        yield Section("training", "Training", _training(entries, beside))
+    yield Section("origins", "Origins", _origins(entries, sweeps, apart))
+
+
+def _accuracy(entries: Sequence[Entry]) -> str:
+    caption = "Share of test rows whose own class is nearest; bars are 95 % intervals."
+    return "".join(figure(accuracy_charts(b, members), caption) for b, members in benches(entries))
+
+
+def _cosine(entries: Sequence[Entry], beside: str) -> str:
+    caption = "Share of test rows below each cosine to the own class; the large mark is the mean."
+    return "".join(
+        figure(cdf_charts(bench, members), caption, {bench.dataset: f"{beside}/cosine-{i}"})
+        for i, (bench, members) in enumerate(benches(entries), 1)
+    )
+
+
+def _space(entries: Sequence[Entry], beside: str) -> str:
+    parts = []
+    for number, (bench, members) in enumerate(benches(entries), 1):
+        planes = {"frozen encoder": bench.frozen.plane} if bench.frozen else {}
+        planes |= {entry.name: entry.aligned.plane for entry in members}
+        files = {"frozen encoder": f"{beside}/space-frozen-{number}"} if bench.frozen else {}
+        files |= {entry.name: f"{beside}/space-{entry.anchor}" for entry in members}
+        parts.append(
+            figure(
+                plane_charts(planes, bench.class_names),
+                "t-SNE over cosine distance: shape is the modality, colour the class. Point at a mark, or "
+                "walk "
+                "with the arrow keys. Distances between clusters mean nothing; whether the shapes mix does.",
+                files,
+            )
+        )
+    return "".join(parts)
+
+
+def _confusion(entries: Sequence[Entry], beside: str) -> str:
+    parts = ["<p>Who is taken for whom among the 20 most confused classes: the paper's Figure 8.</p>"]
+    for entry in entries:
+        names = entry.bench.class_names
+        files = {kind: f"{beside}/confusion-{kind}-{entry.anchor}" for kind in KINDS}
+        caption = "Rows: the true class; columns: what it was taken for. Only errors are coloured."
+        parts.append(f"<h3>{escape(entry.name)}</h3>")
+        parts.append(figure(confusion_charts(entry.aligned, names), caption, files))
+        pairs = "".join(
+            f"<dt>{escape(KINDS[kind])}</dt><dd>{_pairs(found)}</dd>"
+            for kind, found in confused_pairs(entry.aligned, names).items()
+        )
+        parts.append(f"<details><summary>Most confused pairs by name</summary><dl>{pairs}</dl></details>")
+    return "".join(parts)
+
+
+def _pairs(found: Sequence[dict]) -> str:
+    items = [
+        f"{escape(p['a'])} ↔ {escape(p['b'])} <span class='faint'>({p['a_as_b']} + {p['b_as_a']})</span>"
+        for p in found
+    ]
+    return "<br>".join(items) or "none"
+
+
+def _sweep(found: Sweep, content: Table, beside: str) -> str:
+    parts = [f'<h3 id="{found.anchor}">{escape(found.name)}</h3>']
+    if "prompt_length" in found.varied:
+        caption = "Accuracy over prompt length and fusion (Figure 6): mean ± standard deviation over seeds."
+        parts.append(figure(length_charts(found.finished), caption, {"": f"{beside}/length-{found.anchor}"}))
+    if {"templates", "out_dim"} & set(found.varied):
+        caption = "Accuracy by template set and width of the shared space (Figure 7), ± standard deviation."
+        parts.append(figure(choice_charts(found.finished), caption, {"": f"{beside}/choice-{found.anchor}"}))
+    return "".join(parts) + table(content)
+
+
+def _training(entries: Sequence[Entry], beside: str) -> str:
+    files = {entry.name: f"{beside}/loss-{entry.anchor}" for entry in entries}
+    return figure(loss_charts(entries), "Losses, mean of each epoch.", files)
+
+
+def _origins(entries: Sequence[Entry], sweeps: Sequence[Sweep], apart: Sequence[str]) -> str:
+    parts = ["<p>Where every number comes from, and what to type to see it again.</p>"]
+    if apart:
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in apart)
+        parts.append(f'<p>Never averaged, because of:</p><ul class="plain">{reasons}</ul>')
+    parts += [_card(entry) for entry in entries]
+    for found in sweeps:
+        tested = found.finished[0]["metrics"]["tested"]
+        facts = {
+            "cells": f"{len(found.finished)} finished, {found.failed} failed",
+            "tested on": f"{tested['dataset']} {tested['table']}, {tested['manifest_sha256']}",
+            "encoder": tested["encoder"],
+            "command": sweep_command(found.finished),
+        }
+        parts.append(_details(f"origin-{found.anchor}", f"Sweep {found.name}", facts))
+    return "".join(parts)
+
+
+def _card(entry: Entry) -> str:
+    run, bench = entry.run, entry.bench
+    config = run.config
+    facts = {
+        "command": train_command(entry),
+        "recipe": f"{config.recipe}, {config.aligner}, {config.epochs} epochs, {run.seconds:.0f} s",
+        "seed": str(config.seed),
+        "training draw": _draw(run.draw),
+        **{f"trained on {name}": digest for name, digest in run.tables.items()},
+        **{
+            f"asked by {name}" if name != bench.table else f"tested on {name}": d
+            for name, d in bench.tables.items()
+        },
+        **{
+            f"encoder, {modality}": f"{s.name} {s.weights}, {s.dim} wide, {s.precision}, weights "
+            f"{s.weights_sha256}"
+            for modality, s in run.encoders.items()
+        },
+        **{f"joined: {e['config']['modality']}": _draw(e["draw"]) for e in run.extensions},
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+    }
+    return _details(entry.anchor, entry.name, facts)
+
+
+def _draw(draw: dict) -> str:
+    kind = "all rows" if draw["shots"] is None else f"{draw['shots']} shots, draw seed {draw['seed']}"
+    return f"{kind}, {draw['rows']:,} rows, ids {draw['sha256']}"
+
+
+def _details(anchor: str, title: str, facts: dict[str, str]) -> str:
+    lines = "".join(
+        f"<dt>{escape(name)}</dt><dd>{'<code>' + escape(value) + '</code>'}</dd>"
+        for name, value in facts.items()
+    )
+    return f'<details id="{anchor}" open><summary>{escape(title)}</summary><dl>{lines}</dl></details>'

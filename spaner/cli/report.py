@@ -1,0 +1,50 @@
+"""``spaner report``: one page about runs and sweeps."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spaner.cli import console
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders written by `spaner train`.", metavar="RUN...")
+    ] = None,
+    *,
+    sweep: Annotated[list[Path] | None, typer.Option(help="Sweep folder; may be repeated.")] = None,
+    shift: Annotated[
+        list[Path] | None, typer.Option(help="Cache of shifted data to test the runs on; may be repeated.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Cache to score on.", show_default="the one each run recorded")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Table to score.", show_default="the one the run was tested on")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    figures: Annotated[bool, typer.Option(help="Also write every figure as PNG and SVG.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print the files written as JSON.")] = False,
+) -> None:
+    """See whether it aligned: one self-contained page of tables and figures, the paper's numbers beside ours.
+
+    Example: `spaner report runs/digits-paper runs/digits-anchored --sweep sweeps/digits -o report.html`
+    """
+    from spaner.align.report import write
+
+    files = write(
+        runs or [],
+        out,
+        sweeps=sweep or [],
+        shifts=shift or [],
+        cache=cache,
+        split=split,
+        figures=figures,
+        progress=console.note,
+    )
+    if json:
+        console.dump([str(file) for file in files])
+        return
+    console.say(f"report: {out}")
+    console.say(f"numbers and figures: {out.with_name(f'{out.stem}_files')}, {len(files) - 1} files")
