@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spaner.cache.errors import SpanerError
-from spaner.cli import cache, console, demo, evaluate, extend, extract, sweep, train
+from spaner.cli import cache, console, demo, evaluate, extend, extract, report, reproduce, sweep, train
 
 app = typer.Typer(
     name="spaner",
@@ -30,6 +30,8 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("extend")(extend.extend)
+app.command("report")(report.report)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(cache.app, name="cache")
 
 

@@ -1,0 +1,108 @@
+"""``spaner reproduce``: the paper's tables and figures again, its numbers beside ours."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spaner.cli import console
+from spaner.cli.options import parse
+
+SOUND = {"table3", "table5", "table6", "fig5"}
+
+
+def reproduce(
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="table1 … table6, or fig4 … fig8.")],
+    *,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Data set.", show_default="imagenet; imagenet-esc-19 where sound is heard"),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Its cache.", show_default="cache/imagenet16, else cache/DATASET")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder.", show_default="reproduced/ARTIFACT-DATASET")
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="int,…", help="Seeds of training to average over.")] = "1,2,3",
+    shift: Annotated[
+        list[Path] | None, typer.Option(help="Cache of a shifted test set, for table4; may be repeated.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run that sound joins, instead of one trained on the cache's own images."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the recipe's: a quick look, marked not comparable.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells of a sweep at once.", show_default="one per core")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the JSON record.")] = False,
+) -> None:
+    """Make a table or figure of the paper again from caches that exist, and show its numbers beside ours.
+
+    Example: `spaner reproduce table1 --dataset digits`
+    """
+    from json import loads
+
+    from spaner.align.report import write
+    from spaner.align.reproduce import Setup
+    from spaner.align.reproduce import reproduce as make
+
+    data = dataset or ("imagenet-esc-19" if artifact in SOUND else "imagenet")
+    setup = Setup(
+        artifact=artifact,
+        dataset=data,
+        cache=cache or Path("cache") / ("imagenet16" if data == "imagenet" else data),
+        out=out or Path("reproduced") / f"{artifact}-{data}",
+        seeds=parse(tuple[int, ...], seeds, "--seeds"),
+        shift=tuple(shift or ()),
+        run=run,
+        epochs=epochs,
+        workers=workers,
+    )
+    with console.progress("steps") as progress:
+        outcome = make(setup, progress)
+    record = setup.out / f"{artifact}.json"
+    if json:
+        console.dump(loads(record.read_text(encoding="utf-8")))
+    else:
+        show(outcome)
+    sweeps = [outcome.sweep] if outcome.sweep else []
+    page, *_ = write(outcome.runs, setup.out / "report.html", sweeps=sweeps, shifts=setup.shift)
+    figures = [str(file) for file in outcome.figures if file.suffix == ".png" and "dark" not in file.name]
+    console.note(f"written: {', '.join([str(record), *figures, str(page)])}")
+
+
+def show(outcome: Any) -> None:
+    """Ours and the published row under it, why they may not be compared, and what was left out."""
+    rows = []
+    for line in outcome.lines:
+        rows.append([line.name, *(_ours(line.ours.get(key), unit) for key, unit in outcome.columns.items())])
+        if line.published:
+            mark = ", not comparable" if outcome.why_not else ""
+            cells = [_published(line.published.get(key), unit) for key, unit in outcome.columns.items()]
+            rows.append([f"  published: {line.paper}{mark}", *cells])
+    console.table(["", *(key.replace("_", " ") for key in outcome.columns)], rows, outcome.title)
+    if outcome.listing:
+        console.say("")
+        console.table(outcome.listing[0], outcome.listing[1:])
+    if outcome.why_not:
+        console.say(f"not comparable with the published rows, because: {'; '.join(outcome.why_not)}")
+    for note in outcome.notes:
+        console.say(note)
+    for line in outcome.missing:
+        console.say(f"left out: {line}")
+
+
+def _ours(value: Any, unit: str) -> str:
+    if value is None:
+        return "–"
+    scale, digits = (100, 1) if unit == "percent" else (1, 3)
+    text = f"{scale * value.mean:.{digits}f}"
+    return f"{text} ± {scale * value.std:.{digits}f}" if value.n > 1 else text
+
+
+def _published(value: float | None, unit: str) -> str:
+    return console.percent(value) if unit == "percent" else console.number(value)
