@@ -4,7 +4,7 @@
 
 - Rate: from JPEG files to chunks on disk, against the encoder alone on the same batches decoded beforehand,
   and against a plain open_clip loop that saves a `.pt`. In turns; the fastest round by the clock, and the
-  least processor time, which is steadier where other programs run (with one thread: waiting threads count too).
+  least processor time, which is steadier where other programs run (use one thread: waiting ones count too).
 - Memory: peak of a child process that extracts 1x and 8x the rows with a tiny network.
 - Training: an epoch from the cache, and the same epoch with the encoder in the loop.
 
@@ -178,7 +178,7 @@ def child(listing: str, cache: str, model: str) -> None:
 
 
 def _peak() -> float:
-    """Megabytes. On Linux `getrusage` hands a parent's peak on to its child: the child's own record is read."""
+    """Megabytes. Linux's `getrusage` hands a parent's peak on to its child; `status` holds the child's own."""
     status = Path("/proc/self/status")
     if status.is_file():
         return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) / 1024
