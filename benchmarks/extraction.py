@@ -178,7 +178,7 @@ def child(listing: str, cache: str, model: str) -> None:
 
 
 def _peak() -> float:
-    """Megabytes. Linux's `getrusage` hands a parent's peak on to its child; `status` holds the child's own."""
+    """Megabytes. Linux's `getrusage` hands a parent's peak to its child; `status` holds the child's own."""
     status = Path("/proc/self/status")
     if status.is_file():
         return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) / 1024
