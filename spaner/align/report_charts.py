@@ -144,12 +144,12 @@ def length_charts(cells: Sequence[Mapping[str, Any]]) -> str:
             "prompt length P",
             "accuracy (%)",
         )
-        _level(panel, levels[kind])
         for i, (name, line) in enumerate(zip(lines, stats[kind], strict=True)):
             _band(panel, line, i)
             panel.line(((p, mean) for p, mean, _ in line), i)
             for p, mean, std in line:
                 panel.mark(p, mean, i, f"{name or 'SPANER'}, P = {p}\n{mean:.1f} ± {std:.1f} %", size="b")
+        _level(panel, levels[kind])
         panels.append(panel.svg(f"{title}: accuracy over prompt length"))
     return _row(panels) + (legend(list(lines)) if len(lines) > 1 else "")
 

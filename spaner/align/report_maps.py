@@ -36,11 +36,9 @@ def plane_charts(planes: Mapping[str, Plane], names: Sequence[str]) -> str:
 
 def _plane(title: str, plane: Plane, names: Sequence[str]) -> str:
     places = np.concatenate(list(plane.points.values()))
-    # One scale for both directions: t-SNE's axes mean nothing by themselves.
-    middle, half = (places.min(0) + places.max(0)) / 2, float(np.ptp(places, axis=0).max()) * 0.54
-    x, y = ((float(m - half), float(m + half)) for m in middle)
-    panel = Panel(title, x, y, height=440, left=8, right=8, top=26, bottom=8)
-    panel.title = ""
+    panel = Panel("", *_frame(places), left=8, right=8, top=30, bottom=8)
+    across, up = (high - low for low, high in (panel.x, panel.y))
+    panel.height = 38 + (panel.width - 16) * up / across  # one scale for both directions
     panel.write(8, 15, title, "title")
     classes = np.unique(np.concatenate(list(plane.labels.values()))).tolist()
     order = sorted(enumerate(plane.points), key=lambda pair: pair[1] == "text")  # text on top
@@ -55,6 +53,14 @@ def _plane(title: str, plane: Plane, names: Sequence[str]) -> str:
             panel.mark(x, y, classes.index(label), tip, size="b" if is_text else "m", kind=kind, look=i)
     _class_names(panel, plane, names)
     return panel.svg(f"t-SNE, {title}: {', '.join(plane.points)}")
+
+
+def _frame(places: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Limits of both directions with air around; the upright one at least half as long as the other."""
+    low, high = places.min(0), places.max(0)
+    half = np.maximum((high - low) * 0.55, float(np.ptp(places, axis=0).max()) * 0.28)
+    (x0, y0), (x1, y1) = ((low + high) / 2 - half).tolist(), ((low + high) / 2 + half).tolist()
+    return (x0, x1), (y0, y1)
 
 
 def _class_names(panel: Panel, plane: Plane, names: Sequence[str]) -> None:

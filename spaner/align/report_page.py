@@ -99,7 +99,8 @@ def _row(row: Row, columns: Sequence[Column], *, said: bool) -> str:
     for column in columns:
         number = row.numbers.get(column.key)
         sure = bounds(number, column.unit)
-        cells.append(f"<td>{text(number, column.unit)}{f'<small>{sure}</small>' if sure else ''}</td>")
+        empty = ' class="none"' if number is None else ""
+        cells.append(f"<td{empty}>{text(number, column.unit)}{f'<small>{sure}</small>' if sure else ''}</td>")
     origin = "; ".join(f"{key} {value}" for key, value in row.origin.items() if value != "")
     kind = "" if row.mark == OURS else ' class="published"'
     return (

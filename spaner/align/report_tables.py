@@ -245,19 +245,11 @@ def _spaces(bench: Bench, members: Sequence[Entry]) -> Iterator[tuple[str, Measu
 
 
 def _pairs(entries: Sequence[Entry]) -> Table:
-    groups = []
-    for bench, members in benches(entries):
-        rows = []
-        for name, space, about, anchor in _spaces(bench, members):
-            for pair in space.pairs:
-                numbers = {column.key: Number.of(pair[column.key]) for column in PAIRS}
-                rows.append(Row(f"{name}: {pair['a']} – {pair['b']}", OURS, numbers, "", about, anchor))
-        groups.append((heading(bench), rows))
     return Table(
         "modality_gap",
         "Modality gap, before and after",
         PAIRS,
-        groups,
+        _by_space(entries, lambda s: {f"{p['a']} – {p['b']}": p for p in s.pairs}, PAIRS),
         "Distance of the two centroids on the unit sphere (Liang et al. 2022); how well a plane tells the "
         "modalities apart, cross-validated (50 % = it cannot); uniformity of each (Wang & Isola 2020; "
         "0 = collapsed).",
@@ -265,25 +257,32 @@ def _pairs(entries: Sequence[Entry]) -> Table:
 
 
 def _directions(entries: Sequence[Entry]) -> Table:
-    groups: list[tuple[str, list[Row]]] = []
-    for bench, members in benches(entries):
-        rows = []
-        for name, space, about, anchor in _spaces(bench, members):
-            for way in space.directions:
-                numbers = {column.key: Number.of(way[column.key]) for column in DIRECTIONS}
-                title = f"{name}: {way['query']} → {way['target']}"
-                rows.append(Row(title, OURS, numbers, "", about, anchor))
-        groups.append((heading(bench), rows))
+    def ways(space: Measured) -> dict[str, Any]:
+        return {f"{way['query']} → {way['target']}": way for way in space.directions}
+
     heard = [entry for entry in entries if "audio" in entry.run.widths]
-    if heard:
-        groups += _published_audio(heard)
     return Table(
         "retrieval",
         "Retrieval between modalities",
         DIRECTIONS,
-        groups,
+        _by_space(entries, ways, DIRECTIONS) + (_published_audio(heard) if heard else []),
         "Text is one row per class, its bare name. Relevant means of the same class.",
     )
+
+
+def _by_space(
+    entries: Sequence[Entry], named: Callable[[Measured], dict[str, Any]], columns: Sequence[Column]
+) -> list[tuple[str, list[Row]]]:
+    """A group per space, in it a row for each of its named measurements."""
+    groups = []
+    for bench, members in benches(entries):
+        for name, space, about, anchor in _spaces(bench, members):
+            rows = [
+                Row(title, OURS, {c.key: Number.of(found[c.key]) for c in columns}, "", about, anchor)
+                for title, found in named(space).items()
+            ]
+            groups.append((f"{name} · {heading(bench)}", rows))
+    return groups
 
 
 def _published_audio(entries: Sequence[Entry]) -> list[tuple[str, list[Row]]]:
