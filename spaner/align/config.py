@@ -2,7 +2,7 @@
 
     TrainConfig.from_recipe("anchored", prompt_length=4)      a named recipe
     TrainConfig.from_recipe("recipes/mine.toml")              a file: the same keys, and `recipe` for the one
-    it starts from
+    it starts from; a table `[grid]` lists values that `spaner sweep` combines
 
 Each value is checked once, here; code below takes plain arguments and trusts them. What depends on the data
 (do the heads divide the embedding width?) is checked where the data are known. Needs no torch.
@@ -92,8 +92,14 @@ class TrainConfig:
         """Values of a named recipe or TOML file; `overrides` win.
 
         Raises:
-            RecipeError: unknown recipe, unknown key (names the nearest one), unreadable file, or a bad value.
+            RecipeError: unknown recipe, unknown key (names the nearest one), unreadable file, a bad value, or
+                a setting that the file lists in its grid and `overrides` does not choose.
         """
+        if undecided := sorted(recipe_grid(recipe).keys() - overrides.keys()):
+            raise RecipeError(
+                f"recipe {recipe} lists values for {', '.join(undecided)} in its [grid], expected one each; "
+                f"type `spaner sweep --recipe {recipe}`, or choose with --{undecided[0].replace('_', '-')}"
+            )
         values: dict[str, Any] = {"recipe": str(recipe)} | _recipe_values(str(recipe)) | overrides
         names = [f.name for f in dataclasses.fields(cls)]
         for name in values:
@@ -212,24 +218,44 @@ def _wrong_type(name: str, value: Any, choices: list[str], types: list[type]) ->
     return f"{name} is {value!r}; expected {' or '.join(expected)}{advice}"
 
 
+def recipe_grid(recipe: str | Path) -> dict[str, list[Any]]:
+    """The lists in the `[grid]` of a recipe file; empty where it has none.
+
+    Raises:
+        RecipeError: unreadable file, or a grid of something else than lists.
+    """
+    grid = {} if str(recipe) in RECIPES else _recipe_file(str(recipe)).get("grid", {})
+    if not isinstance(grid, dict) or not all(isinstance(values, list) for values in grid.values()):
+        raise RecipeError(
+            f"recipe {recipe}: its [grid] is {grid!r}; expected a list for each setting; write for example "
+            "`prompt_length = [1, 2, 4]` under [grid]"
+        )
+    return grid
+
+
 def _recipe_values(recipe: str) -> dict[str, Any]:
     if recipe in RECIPES:
         return RECIPES[recipe]
+    values = {name: value for name, value in _recipe_file(recipe).items() if name != "grid"}
+    base = values.pop("recipe", "paper")
+    if base not in RECIPES:
+        raise RecipeError(f"recipe {recipe} starts from {base!r}; expected one of {', '.join(RECIPES)}")
+    return RECIPES[base] | values
+
+
+def _recipe_file(recipe: str) -> dict[str, Any]:
+    """What a recipe file says."""
     if not recipe.endswith(".toml"):
         raise RecipeError(
             f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)} or a .toml file; "
             f"did you mean {_nearest(recipe, list(RECIPES))!r}?"
         )
     try:
-        values = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"recipe {recipe} cannot be read: {error.strerror}; check the path") from None
     except ValueError as error:
         raise RecipeError(f"recipe {recipe} is not TOML: {error}; write one `name = value` a line") from None
-    base = values.pop("recipe", "paper")
-    if base not in RECIPES:
-        raise RecipeError(f"recipe {recipe} starts from {base!r}; expected one of {', '.join(RECIPES)}")
-    return RECIPES[base] | values
 
 
 def _nearest(word: Any, words: list[str]) -> str:

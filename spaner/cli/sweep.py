@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spaner.align.config import TrainConfig
+from spaner.align.config import TrainConfig, recipe_grid
 from spaner.cache.errors import RunError
 from spaner.cli import console
 from spaner.cli.options import flag, parse, type_of, with_options
@@ -54,7 +54,8 @@ def sweep(
     from spaner.align import sweep as sweeps
 
     typed = {name: value for name, value in locals().items() if name in sweeps.AXES and value is not None}
-    grid = {sweeps.AXES[name]: values(sweeps.AXES[name], name, text) for name, text in typed.items()}
+    listed = {name: each for name, each in recipe_grid(recipe).items() if name not in options}
+    grid = listed | {sweeps.AXES[name]: values(sweeps.AXES[name], name, text) for name, text in typed.items()}
     folder = out or Path("sweeps") / cache.stem
     with console.progress("cells") as progress:
         results = sweeps.sweep(
