@@ -191,7 +191,8 @@ def _run(
         for members in [first, *rest]
     )
     try:
-        yield from _pool(min(workers, len(stacks)), backend)(jobs)
+        for finished in _pool(min(workers, len(stacks)), backend)(jobs):
+            yield finished or 0
     except BrokenProcessPool:
         raise RunError(
             f"a worker process of the sweep died (out of memory?) with {workers} at work; finished cells are "
@@ -271,7 +272,10 @@ def _runs(cells: list[Cell], arrays: dict[str, Any] | SpanerError) -> list[Run |
     """A run for each cell, or what prevented it."""
     if isinstance(arrays, SpanerError):
         return [arrays] * len(cells)
-    data = Task(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
+    fields: dict[str, Any] = {
+        k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()
+    }
+    data = Task(**fields)
     try:
         if len(cells) > 1:
             return [*fit_stack(data, [cell.config for cell in cells])]

@@ -1,0 +1,284 @@
+"""Sweeps: which cells there are, when one runs again, what is shared between processes, what is reported."""
+
+import csv
+import json
+import os
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import clip_like
+import joblib
+import numpy as np
+import pytest
+import torch
+
+from spaner import cache as caches
+from spaner.align import sweep as sweeps
+from spaner.align.config import TrainConfig
+from spaner.align.evaluate import evaluate
+from spaner.align.sweep import plan, summary, sweep
+from spaner.align.train import fit
+from spaner.cache.errors import CacheError, RecipeError, RunError
+
+BASE: dict[str, Any] = {"heads": 4, "epochs": 1, "batch_size": 64, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return caches.open(clip_like.build(tmp_path_factory.mktemp("sweep") / "cache", per_class=5))
+
+
+def metrics_of(results: list[dict[str, Any]]) -> list[Any]:
+    return [result["metrics"] for result in results]
+
+
+def written(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in (folder / "cells").iterdir()}
+
+
+# --- which cells ---
+
+
+def test_cells_come_in_the_order_of_the_grid_and_repeated_values_count_once(cache):
+    cells = plan(cache, {"prompt_length": [3, 1, 3], "seed": [2, 1]}, BASE)
+    assert [cell.varied for cell in cells] == [
+        {"prompt_length": 3, "seed": 2},
+        {"prompt_length": 3, "seed": 1},
+        {"prompt_length": 1, "seed": 2},
+        {"prompt_length": 1, "seed": 1},
+    ]
+    assert cells[2].config == TrainConfig(**BASE, prompt_length=1, seed=2)
+    assert len({cell.key for cell in cells}) == 4
+
+
+def test_recipe_is_an_axis_and_the_grid_wins_over_the_base(cache):
+    cells = plan(cache, {"recipe": ["paper", "anchored"], "lr": [0.5]}, {"lr": 0.1, "heads": 4})
+    assert [(cell.config.init, cell.config.blend, cell.config.lr) for cell in cells] == [
+        ("random", 0.0, 0.5),
+        ("identity", 0.5, 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"colour": [1]}, r"found the setting 'colour', expected one of recipe, aligner, prompt_length"),
+        ({"seed": []}, r"the list for seed is empty; give at least one value"),
+        ({"prompt_length": [2, 0]}, r"prompt_length is 0; expected .* use prompt_length=1"),
+    ],
+)
+def test_a_grid_without_meaning_is_refused_before_anything_is_trained(cache, tmp_path, grid, said):
+    with pytest.raises(RecipeError, match=said):
+        sweep(cache, grid, BASE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(cache, tmp_path):
+    with pytest.raises(RecipeError, match="device is 'tpu'"):
+        sweep(cache, {"seed": [1]}, BASE | {"device": "tpu"}, tmp_path)
+
+
+# --- what a cell is ---
+
+
+@pytest.fixture(scope="module")
+def done(cache, tmp_path_factory):
+    """Four cells from one worker: (folder, results)."""
+    folder = tmp_path_factory.mktemp("done")
+    return folder, sweep(cache, {"prompt_length": [1, 3], "seed": [1, 2]}, BASE, folder, workers=1)
+
+
+def test_a_cell_is_the_run_that_fit_makes(cache, done):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = evaluate(fit(cache, TrainConfig(**BASE, prompt_length=3, seed=1)), cache)
+    torch.set_num_threads(threads)
+    assert json.loads(json.dumps(alone)) == done[1][2]["metrics"]
+
+
+def test_two_workers_give_the_same_bits_as_one(cache, done, tmp_path):
+    results = sweep(cache, {"prompt_length": [1, 3], "seed": [1, 2]}, BASE, tmp_path, workers=2)
+    assert metrics_of(results) == metrics_of(done[1])
+    assert [r["facts"]["final"] for r in results] == [r["facts"]["final"] for r in done[1]]
+
+
+def test_stacked_cells_write_the_same_files_with_the_same_numbers_within_rounding(cache, done, tmp_path):
+    grid = {"prompt_length": [1, 3], "seed": [1, 2]}
+    results = sweep(cache, grid, BASE, tmp_path, workers=1, stack=2)
+    assert set(written(tmp_path)) == set(written(done[0]))
+    for a, b in zip(results, done[1], strict=True):
+        assert a.keys() == b.keys()
+        assert a["varied"] == b["varied"]
+        assert a["facts"]["final"] == pytest.approx(b["facts"]["final"], rel=1e-4)
+        assert sweeps.scores(a) == pytest.approx(sweeps.scores(b), abs=2e-2)
+        assert a["metrics"]["zero_shot"] == b["metrics"]["zero_shot"]
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1, 1, 1, 1, 1, 1]), (2, [2, 1, 2, 1]), (8, [3, 3])], ids=["alone", "two", "all"]
+)
+def test_only_cells_of_one_shape_are_stacked(cache, most, sizes):
+    cells = plan(cache, {"prompt_length": [1, 3], "lam": [0.1, 1.0, 3.0]}, BASE)
+    stacks = list(sweeps._stacks(cells, most))
+    assert [len(members) for members in stacks] == sizes
+    assert sorted(cell.key for members in stacks for cell in members) == sorted(cell.key for cell in cells)
+    assert all(len({cell.config.prompt_length for cell in members}) == 1 for members in stacks)
+
+
+# --- when a cell runs again ---
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b'{"varied": {"se', b"\xff\xfe\x00", b"[]", b'{"status": "ok"}', b"null"], ids=repr
+)
+def test_a_damaged_cell_file_runs_again_and_no_other(cache, done, tmp_path, damage):
+    folder = shutil.copytree(done[0], tmp_path / "out")
+    cells, before = plan(cache, {"prompt_length": [1, 3], "seed": [1, 2]}, BASE), written(folder)
+    name = f"{cells[1].key}.json"
+    (folder / "cells" / name).write_bytes(damage)
+    results = sweep(cache, {"prompt_length": [1, 3], "seed": [1, 2]}, BASE, folder, workers=1)
+    assert metrics_of(results) == metrics_of(done[1])
+    assert [n for n, when in written(folder).items() if when != before[n]] == [name]
+
+
+def test_another_table_makes_another_cell(cache, tmp_path):
+    path = shutil.copytree(cache.path, tmp_path / "cache")
+    before = plan(cache, {"seed": [1]}, BASE)[0].key
+    assert plan(caches.open(path), {"seed": [1]}, BASE)[0].key == before, "the path is no part of a cell"
+    for table in ("text/mined", "text/classname", "image/test"):
+        changed = shutil.copytree(path, tmp_path / table.replace("/", "-"))
+        shutil.rmtree(changed / table)
+        with caches.create(changed, "synthetic", cache.class_names) as opened:
+            labels = np.arange(clip_like.CLASSES)
+            vectors = np.random.default_rng(1).normal(size=(clip_like.CLASSES, 1, clip_like.DIM))
+            modality, split = table.split("/")
+            spec = clip_like.spec(modality, weights="other")
+            opened.add(modality, split, vectors.astype(np.float32), labels, encoder=spec)
+        assert plan(caches.open(changed), {"seed": [1]}, BASE)[0].key != before, table
+
+
+def test_a_failed_cell_is_recorded_stops_no_other_and_runs_again(cache, tmp_path):
+    grid = {"lr": [1e-3, 1e30], "seed": [1]}
+    for stack in (1, 2):
+        results = sweep(cache, grid, BASE, tmp_path, workers=1, stack=stack)
+        assert [r["status"] for r in results] == ["ok", "failed"]
+        assert "lower lr (now 1e+30)" in results[1]["reason"]
+    calls = []
+    sweep(cache, grid, BASE, tmp_path, workers=1, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 2, "cells"), (2, 2, "cells")], "the good cell is kept"
+
+
+def test_a_cell_that_cannot_be_built_does_not_fail_its_stack(tmp_path):
+    """The encoder has no scale of its own, so "auto" has no meaning; a number beside it has."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 5)
+    with caches.create(tmp_path / "cache", "arrays", ["a", "b", "c"]) as own:
+        for split in ("train", "test"):
+            own.add("image", split, rng.normal(size=(15, 16)).astype(np.float32), labels, encoder="mine")
+        for name in ("mined", "vanilla", "classname"):
+            own.add("text", name, rng.normal(size=(3, 16)).astype(np.float32), np.arange(3), encoder="mine")
+    grid = {"logit_scale": ["auto", 10.0], "seed": [1, 2]}
+    results = sweep(tmp_path / "cache", grid, BASE, tmp_path / "out", workers=1, stack=4)
+    assert [r["status"] for r in results] == ["failed", "failed", "ok", "ok"]
+    assert all("logit_scale is auto" in r["reason"] for r in results[:2])
+    assert [r["facts"]["logit_scale"] for r in results[2:]] == [10.0, 10.0]
+
+
+# --- what is shared ---
+
+
+def what_arrived(arrays: dict[str, Any], table: Path) -> dict[str, Any]:
+    """Runs in a worker: how the features got there, and whether the rows of a table are a map of its file."""
+    x = arrays["x"]
+    with Path("/proc/self/maps").open() as maps:
+        _ = next(caches.open(table).table("image/test").stream(8))
+        mapped = {line.split(maxsplit=5)[-1].strip() for line in maps if "/" in line}
+    return {
+        "pid": os.getpid(),
+        "file": getattr(x, "filename", None),
+        "same": torch.from_numpy(x).flatten(0, 1).data_ptr() == x.ctypes.data,
+        "mapped": mapped,
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see what a process maps")
+def test_features_are_mapped_once_by_workers_that_stay(tmp_path):
+    """Over a megabyte of features, six jobs, two workers: one file, no copy, no worker started twice."""
+    rng = np.random.default_rng(0)
+    with caches.create(tmp_path / "big", "big", ["a", "b"]) as big:
+        rows = rng.normal(size=(2111, 2, 89)).astype(np.float32)
+        labels = np.arange(2111) % 2
+        for split in ("train", "test"):
+            big.add("image", split, rows, labels, encoder=clip_like.spec("image", dim=89))
+        texts = rng.normal(size=(2, 3, 89)).astype(np.float32)
+        big.add("text", "mined", texts, np.arange(2), encoder=clip_like.spec("text", dim=89))
+    arrays = sweeps._arrays(caches.open(tmp_path / "big"), TrainConfig())
+    assert not isinstance(arrays, CacheError)
+    jobs = (joblib.delayed(what_arrived)(arrays, tmp_path / "big") for _ in range(6))
+    seen = [worker for worker in sweeps._pool(2, "loky")(jobs) if worker is not None]
+    assert len(seen) == 6
+    assert len({worker["file"] for worker in seen}) == 1, "dumped once"
+    assert seen[0]["file"], "a memory map, not a copy"
+    assert len({worker["pid"] for worker in seen} - {os.getpid()}) <= 2, "workers are used again"
+    assert all(worker["same"] for worker in seen), "the tensor lies on the map"
+    assert all(any("/big/" in name for name in worker["mapped"]) for worker in seen), "tables are mapped too"
+
+
+class Dies:
+    """An array of a cell whose arrival kills the worker, as the system does when memory is short."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
+def test_a_dead_worker_is_one_line_and_finished_cells_stay(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "_arrays", lambda *_: {"x": Dies()})
+    with pytest.raises(RunError, match=r"a worker process .* died .* --workers 1"):
+        sweep(cache, {"seed": [1, 2]}, BASE, tmp_path, workers=2)
+
+
+# --- what is reported ---
+
+
+def cell(text: float, seed: int, status: str = "ok", **varied: Any) -> dict[str, Any]:
+    side = {"positive_cosine": text / 2, "margin": 0.1}
+    metrics = {"text": {"accuracy": text, **side}, "semantic": {"accuracy": text - 0.1, **side}, "gap": 0.1}
+    found = {"metrics": metrics} if status == "ok" else {"reason": "broke"}
+    return {"varied": {**varied, "seed": seed}, "status": status, **found}
+
+
+def test_summary_averages_over_repeats_and_counts_failures():
+    accuracies = [0.5, 0.7, 0.61]
+    results = [cell(a, seed, prompt_length=2) for seed, a in enumerate(accuracies)]
+    results += [cell(0.0, 9, "failed", prompt_length=2), cell(0.4, 1, prompt_length=4)]
+    results += [cell(0.0, 1, "failed", prompt_length=8)]
+    two, four, eight = summary(results)
+    assert two["prompt_length"] == 2
+    assert (two["cells"], two["failed"]) == (3, 1)
+    assert two["text"] == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
+    assert two["semantic"][1] == pytest.approx(np.std([0.4, 0.6, 0.51], ddof=1))
+    assert four["text"] == (0.4, 0.0)
+    assert eight == {"prompt_length": 8, "cells": 0, "failed": 1}
+
+
+def test_json_and_csv_hold_every_cell(cache, done):
+    folder, results = done
+    assert json.loads((folder / "sweep.json").read_text()) == results
+    with (folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["prompt_length"], row["seed"], row["status"]) for row in rows] == [
+        ("1", "1", "ok"),
+        ("1", "2", "ok"),
+        ("3", "1", "ok"),
+        ("3", "2", "ok"),
+    ]
+    assert float(rows[3]["text"]) == results[3]["metrics"]["text"]["accuracy"]
+
+
+def test_csv_of_a_failed_cell_leaves_its_numbers_empty(tmp_path):
+    sweeps.write(tmp_path, [cell(0.0, 1, "failed", lam=1), cell(0.5, 2, lam=1)])
+    failed, good = (tmp_path / "sweep.csv").read_text().splitlines()[1:]
+    assert failed == "1,1,failed,,,,,,"
+    assert good.startswith("1,2,ok,0.5,0.4")
