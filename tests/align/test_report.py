@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import clip_like
 import numpy as np
@@ -19,7 +20,7 @@ from spaner.align.sweep import sweep
 from spaner.align.train import fit
 from spaner.cache.errors import DatasetError, Mismatch, RunError, SpanerError
 
-SETTINGS = {"heads": 4, "epochs": 2, "batch_size": 32}
+SETTINGS: dict[str, Any] = {"heads": 4, "epochs": 2, "batch_size": 32}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +99,7 @@ def test_published_rows_stand_below_ours_with_the_reason(tables, entries):
 
 def test_a_row_made_like_the_papers_is_comparable():
     spec = clip_like.spec("image", name="open_clip/ViT-B-16", weights="openai", synthetic=False)
-    facts = {"dataset": "imagenet", "encoder": spec, "shots": 16, "draw": 16_000, "rows": 50_000}
+    facts: dict[str, Any] = {"dataset": "imagenet", "encoder": spec, "shots": 16, "draw": 16_000, "rows": 50_000}
     paper = published.benchmark("imagenet")
     assert published.reasons(paper, **facts) == []
     assert published.reasons(paper, **facts | {"shots": None, "draw": None}) == [], (
@@ -307,13 +308,13 @@ def test_a_table_that_is_gone(run, tmp_path):
 
 
 def test_weights_that_do_not_give_the_recorded_numbers(run, tmp_path):
-    metrics = checkpoint.load(run).metrics
+    metrics = checkpoint.load(run).metrics or {}
     edit(run, metrics=metrics | {"text": metrics["text"] | {"accuracy": 0.123}})
     assert "run mine: text accuracy is" in refusal(RunError, [run], tmp_path / "page.html")
 
 
 def test_nan_in_a_result(run, tmp_path):
-    metrics = checkpoint.load(run).metrics
+    metrics = checkpoint.load(run).metrics or {}
     edit(run, metrics=metrics | {"gap": float("nan")})
     assert "run mine: metrics.gap is nan" in refusal(RunError, [run], tmp_path / "page.html")
 
