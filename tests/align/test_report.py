@@ -99,14 +99,15 @@ def test_published_rows_stand_below_ours_with_the_reason(tables, entries):
 
 def test_a_row_made_like_the_papers_is_comparable():
     spec = clip_like.spec("image", name="open_clip/ViT-B-16", weights="openai", synthetic=False)
-    facts: dict[str, Any] = {"dataset": "imagenet", "encoder": spec, "shots": 16, "draw": 16_000, "rows": 50_000}
-    paper = published.benchmark("imagenet")
-    assert published.reasons(paper, **facts) == []
-    assert published.reasons(paper, **facts | {"shots": None, "draw": None}) == [], (
-        "a frozen encoder has no shots"
-    )
-    assert published.reasons(paper, **facts | {"shots": 4}) == ["trained on 4 shots, not 16 shots"]
-    assert published.reasons(paper, **facts | {"rows": 10}) == ["10 test rows, not 50,000"]
+
+    def reasons(shots: int | None = 16, draw: int | None = 16_000, rows: int = 50_000) -> list[str]:
+        paper = published.benchmark("imagenet")
+        return published.reasons(paper, dataset="imagenet", encoder=spec, shots=shots, draw=draw, rows=rows)
+
+    assert reasons() == []
+    assert reasons(shots=None, draw=None) == [], "a frozen encoder has no shots"
+    assert reasons(shots=4) == ["trained on 4 shots, not 16 shots"]
+    assert reasons(rows=10) == ["10 test rows, not 50,000"]
 
 
 def test_comparable_runs_make_the_papers_rows_published(entries, monkeypatch):
