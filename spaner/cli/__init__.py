@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from spaner.cache.errors import SpanerError
-from spaner.cli import cache, console, demo, evaluate, extend, extract, report, reproduce, sweep, train
+from spaner.cli import (
+    cache,
+    console,
+    demo,
+    doctor,
+    evaluate,
+    extend,
+    extract,
+    report,
+    reproduce,
+    sweep,
+    train,
+)
 
 app = typer.Typer(
     name="spaner",
@@ -32,6 +44,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("extend")(extend.extend)
 app.command("report")(report.report)
 app.command("reproduce")(reproduce.reproduce)
+app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 
 

@@ -1,0 +1,67 @@
+"""What lies in a folder of caches: which tables are finished, and what to type for those that are not."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spaner.cache import hdf5_store, library
+from spaner.cache.errors import CacheError, SpanerError, Unsealed
+from spaner.cache.opening import parts_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """One cache of a folder.
+
+    Attributes:
+        tables: sealed tables -> rows.
+        unsealed: tables that are not finished.
+        verified: every byte was read and is as it was sealed; None where nobody looked.
+        problems: one line each, with what to type.
+    """
+
+    path: Path
+    dataset: str = ""
+    tables: dict[str, int] = field(default_factory=dict)
+    unsealed: list[str] = field(default_factory=list)
+    verified: bool | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def survey(folder: Path, *, verify: bool = False) -> list[Found]:
+    """Every cache in the folder, by name. A damaged one is a finding, not an error.
+
+    Args:
+        verify: read every byte and check it, which takes as long as reading the files.
+    """
+    if not folder.is_dir():
+        return []
+    names = {path.with_name(path.name.removesuffix(".parts")) for path in folder.iterdir()}
+    return [_look(path, verify=verify) for path in sorted(names) if _is_cache(path)]
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether it looks like one; an HDF5 cache may still be all in its parts."""
+    places = (path, parts_of(path))
+    return (hdf5_store.is_hdf5(path) and path.is_file()) or any((p / "zarr.json").is_file() for p in places)
+
+
+def _look(path: Path, *, verify: bool) -> Found:
+    try:
+        with library.open(path) as cache:
+            problems = [cache.progress(name) for name in cache.unsealed()]
+            tables = {}
+            for name in cache.tables():
+                try:
+                    tables[name] = cache.table(name).rows
+                except CacheError as error:
+                    problems.append(f"{error}; type `spaner cache repair {path}`")
+            damaged = cache.verify() if verify else []
+            if damaged:
+                what = f"{len(damaged)} damaged parts, first {damaged[0].table}: {damaged[0].what}"
+                problems.append(f"{path} has {what}; type `spaner cache repair {path}`")
+            sound = not damaged if verify else None
+            return Found(path, cache.dataset, tables, cache.unsealed(), sound, problems)
+    except Unsealed as error:
+        return Found(path, unsealed=["all"], problems=[str(error)])
+    except SpanerError as error:
+        return Found(path, verified=False if verify else None, problems=[str(error)])
