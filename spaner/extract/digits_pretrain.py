@@ -5,7 +5,8 @@ hundred scans that no split contains. Captions name the digit in a dozen sentenc
 class name is new to the text tower, and a quarter of them may name another digit, as captions from the web
 do. Few scans, loose captions and few steps are on purpose: the towers shall resemble a general encoder that
 knows digits in passing, and leave an adapter something to do. Settings were chosen on the data set's training
-split, after two first choices (more scans, captions all correct) had left too little room.
+split, after two first choices (more scans, captions all correct) had left too little room, which was seen on
+test scans: the demo shows the program at work, it is no benchmark of the method.
 Tone tower: a classifier of all 16 keys, on clips that no split contains; its last layer is thrown away.
 Not part of any command: the result ships with the package.
 """
