@@ -109,7 +109,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
         config = TrainConfig.from_recipe(recipe, epochs=3, batch_size=32)
         runs.append(train_and_score(toy_cache, config, place / recipe)[0])
     grid = {"prompt_length": [1, 2], "out_dim": [8, 16], "seed": [1, 2]}
-    sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "sweep", workers=1)
+    sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "sweep", workers=1, backend="threading")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_run, "PLANE_ROWS", 29)
         write(runs, place / "report.html", sweeps=[place / "sweep"], figures=False)

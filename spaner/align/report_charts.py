@@ -167,7 +167,7 @@ def _level(panel: Panel, level: float | None) -> None:
     panel.parts.append(f'<path class="level" d="M{x0:g} {at:g}H{panel.width - panel.right:g}"/>')
     above = level < sum(panel.y) / 2
     panel.write(
-        panel.width - panel.right, at + (-6 if above else 14), f"frozen encoder {level:.1f}", "tick end"
+        panel.width - panel.right, at + (-6 if above else 14), f"frozen encoder {level:.1f}", "tick end halo"
     )
 
 

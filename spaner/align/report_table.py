@@ -108,4 +108,4 @@ def _text(value: float, unit: str) -> str:
         written = f"{value:,.0f}"
     else:
         written = f"{value:.3f}"
-    return written.replace("-", "−")
+    return {"+0.0": "0.0", "-0.0": "0.0"}.get(written, written).replace("-", "−")

@@ -46,7 +46,7 @@ def place(tmp_path_factory) -> Path:
     for seed in (1, 2):
         train(place / "cache", place / "runs" / f"seed-{seed}", seed=seed)
     grid = {"prompt_length": [1, 2], "aligner": ["attention", "hyena"], "templates": ["mined", "vanilla"]}
-    sweep(place / "cache", grid, SETTINGS, place / "sweep", workers=1)
+    sweep(place / "cache", grid, SETTINGS, place / "sweep", workers=1, backend="threading")
     return place
 
 
@@ -165,6 +165,7 @@ def test_the_command_repeats_the_sweep(place):
 def test_numbers_as_printed():
     assert text(Number(0.6974), "percent") == "69.7"
     assert text(Number(-0.0213), "points") == "−2.1"
+    assert text(Number(-0.0001), "points") == "0.0"
     assert text(None, "percent") == "–"
     assert bounds(Number(0.5, 0.4, 0.6), "cosine") == "0.400 … 0.600"
     assert bounds(Number(0.5), "cosine") == ""
