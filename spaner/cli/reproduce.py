@@ -84,7 +84,8 @@ def show(outcome: Any) -> None:
             mark = ", not comparable" if outcome.why_not else ""
             cells = [_published(line.published.get(key), unit) for key, unit in outcome.columns.items()]
             rows.append([f"  published: {line.paper}{mark}", *cells])
-    console.table(["", *(key.replace("_", " ") for key in outcome.columns)], rows, outcome.title)
+    console.say(outcome.title)
+    console.table(["", *(key.replace("_", " ") for key in outcome.columns)], rows)
     if outcome.listing:
         console.say("")
         console.table(outcome.listing[0], outcome.listing[1:])
