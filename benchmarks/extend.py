@@ -138,7 +138,7 @@ def scale(place: Path, options: argparse.Namespace) -> None:
 
 
 def in_a_process(job: str, place: Path) -> dict[str, Any]:
-    """A process of its own: its peak of memory is its own, while this one, whose peak it inherits, is small."""
+    """Its peak of memory is its own: this process, whose peak it inherits, stays small."""
     command = [sys.executable, __file__, *sys.argv[1:], "--place", str(place), "--job", job]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
