@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from spaner.align import report_run
+from spaner.align.report import run as report_run
 from tests.conftest import Outcome
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -99,7 +99,7 @@ def browse(page: Path, width: int = 1280, *, dark: bool = False) -> dict[str, An
 def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
     """A report about two runs and a sweep, as the command writes it."""
     from spaner.align.config import TrainConfig
-    from spaner.align.report import write
+    from spaner.align.report.write import write
     from spaner.align.sweep import sweep
     from spaner.cli.train import train_and_score
 

@@ -31,7 +31,7 @@ def report(
 
     Example: `spaner report runs/digits-paper runs/digits-anchored --sweep sweeps/digits -o report.html`
     """
-    from spaner.align.report import write
+    from spaner.align.report.write import write
 
     files = write(
         runs or [],

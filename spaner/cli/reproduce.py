@@ -46,7 +46,7 @@ def reproduce(
     """
     from json import loads
 
-    from spaner.align.report import write
+    from spaner.align.report.write import write
     from spaner.align.reproduce import Setup
     from spaner.align.reproduce import reproduce as make
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from spaner.align import sweep
-from spaner.align.report_origin import sweep_command
-from spaner.align.report_run import check_finite, unique_names
-from spaner.align.report_table import OURS, Column, Number, Row, Table
+from spaner.align.report.origin import sweep_command
+from spaner.align.report.run import check_finite, unique_names
+from spaner.align.report.table import OURS, Column, Number, Row, Table
 from spaner.cache.errors import RunError
 
 COLUMNS = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from spaner.align import sweep
 from spaner.align.config import ExtendConfig, TrainConfig
-from spaner.align.report_run import Entry
+from spaner.align.report.run import Entry
 from spaner.cache.errors import RecipeError
 
 

@@ -18,13 +18,13 @@ import numpy as np
 
 from spaner.align import figures, maps, metrics, published
 from spaner.align.confusion import confusion_matrix, most_confused_classes
-from spaner.align.report_charts import spaces
-from spaner.align.report_maps import confused_pairs
-from spaner.align.report_origin import train_command
-from spaner.align.report_run import Entry, Measured
-from spaner.align.report_sweep import Sweep
-from spaner.align.report_table import Table
-from spaner.align.report_tables import benches
+from spaner.align.report.charts import spaces
+from spaner.align.report.maps import confused_pairs
+from spaner.align.report.origin import train_command
+from spaner.align.report.run import Entry, Measured
+from spaner.align.report.sweep import Sweep
+from spaner.align.report.table import Table
+from spaner.align.report.tables import benches
 
 SCHEMA = "spaner-report/1"
 

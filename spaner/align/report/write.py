@@ -4,7 +4,7 @@
 
 Each run finds its cache by the way recorded in its folder, and is measured anew on the rows it was tested on;
 tables put the paper's numbers beside ours and say where the two must not be compared. The page asks the
-network for nothing. What is measured is in `report_run`, what is said in `report_sections`.
+network for nothing. What is measured is in `run`, what is said in `sections`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from spaner.align import report_sweep, report_tables
-from spaner.align.report_files import draw_figures, write_numbers
-from spaner.align.report_page import page
-from spaner.align.report_run import measure
-from spaner.align.report_sections import head, sections
-from spaner.align.report_shift import shift_table
+from spaner.align.report import sweep as report_sweep
+from spaner.align.report import tables as report_tables
+from spaner.align.report.files import draw_figures, write_numbers
+from spaner.align.report.page import page
+from spaner.align.report.run import measure
+from spaner.align.report.sections import head, sections
+from spaner.align.report.shift import shift_table
 from spaner.cache.errors import RunError
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from spaner.align import published
 from spaner.align.intervals import paired_difference
-from spaner.align.report_origin import origin
-from spaner.align.report_run import RESAMPLES, Bench, Entry, Measured
-from spaner.align.report_table import APART, OURS, PUBLISHED, Column, Number, Row, Table
+from spaner.align.report.origin import origin
+from spaner.align.report.run import RESAMPLES, Bench, Entry, Measured
+from spaner.align.report.table import APART, OURS, PUBLISHED, Column, Number, Row, Table
 
 ACCURACY = [
     Column("text", "text", "percent"),

@@ -8,10 +8,10 @@ from pathlib import Path
 from spaner import cache as caches
 from spaner.align import evaluate, published
 from spaner.align.intervals import bootstrap
-from spaner.align.report_origin import origin
-from spaner.align.report_run import RESAMPLES, Entry
-from spaner.align.report_table import APART, OURS, PUBLISHED, Column, Number, Row, Table
-from spaner.align.report_tables import why_apart
+from spaner.align.report.origin import origin
+from spaner.align.report.run import RESAMPLES, Entry
+from spaner.align.report.table import APART, OURS, PUBLISHED, Column, Number, Row, Table
+from spaner.align.report.tables import why_apart
 from spaner.cache.errors import SpanerError
 
 

@@ -1,6 +1,6 @@
 """The page's maps: rows in the plane (the paper's Figure 2) and who is taken for whom (Figure 8).
 
-Numbers in, inline SVG out (see `report_panel`); every point and cell has its name for hover and focus.
+Numbers in, inline SVG out (see `panel`); every point and cell has its name for hover and focus.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jaxtyping import Int
 
 from spaner.align.confusion import confusion_matrix, most_confused_classes, most_confused_pairs
 from spaner.align.figures import KINDS
-from spaner.align.report_panel import Panel, shape
-from spaner.align.report_run import Measured, Plane
+from spaner.align.report.panel import Panel, shape
+from spaner.align.report.run import Measured, Plane
 
 CELL = 21
 STRENGTHS = 5

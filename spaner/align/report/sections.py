@@ -1,7 +1,7 @@
 """What a report says, part by part: the head, then accuracy, cosines, space, retrieval, confusion, shift,
 ablations, training and origins.
 
-Takes measured runs and tables, gives HTML made by `report_page`, `report_charts` and `report_maps`.
+Takes measured runs and tables, gives HTML made by `page`, `charts` and `maps`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from html import escape
 
 from spaner.align import published
 from spaner.align.figures import KINDS
-from spaner.align.report_charts import accuracy_charts, cdf_charts, choice_charts, length_charts, loss_charts
-from spaner.align.report_maps import confused_pairs, confusion_charts, plane_charts
-from spaner.align.report_origin import sweep_command, train_command
-from spaner.align.report_page import Section, figure, table
-from spaner.align.report_run import Entry
-from spaner.align.report_sweep import Sweep
-from spaner.align.report_table import Number, Table, bounds, text
-from spaner.align.report_tables import benches, heading, why_apart
+from spaner.align.report.charts import accuracy_charts, cdf_charts, choice_charts, length_charts, loss_charts
+from spaner.align.report.maps import confused_pairs, confusion_charts, plane_charts
+from spaner.align.report.origin import sweep_command, train_command
+from spaner.align.report.page import Section, figure, table
+from spaner.align.report.run import Entry
+from spaner.align.report.sweep import Sweep
+from spaner.align.report.table import Number, Table, bounds, text
+from spaner.align.report.tables import benches, heading, why_apart
 
 TITLES = {
     "accuracy": ("Accuracy", "Class retrieval beside the paper's Table 1."),

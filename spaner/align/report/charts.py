@@ -1,4 +1,4 @@
-"""The charts of the page: what was measured in, inline SVG out (see `report_panel`).
+"""The charts of the page: what was measured in, inline SVG out (see `panel`).
 
 accuracy_charts   frozen encoder and runs with their intervals
 cdf_charts        cosines to the own class (the paper's Figures 4 and 5)
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from spaner.align.figures import KINDS, finished, grouped, mean_std, word
-from spaner.align.report_panel import Panel, legend, span, ticks
-from spaner.align.report_run import Bench, Entry, Measured
-from spaner.align.report_table import Number, bounds, text
+from spaner.align.report.panel import Panel, legend, span, ticks
+from spaner.align.report.run import Bench, Entry, Measured
+from spaner.align.report.table import Number, bounds, text
 
 LOSSES = {"loss": "total", "align": "alignment, on f", "ca": "cross-attention, on z"}
 MARKED = np.linspace(0, 1, 21)

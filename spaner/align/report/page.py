@@ -1,7 +1,7 @@
 """The page: tables and charts as one HTML file that asks the network for nothing.
 
 Style, script and drawings are inside; a content policy forbids everything else. Colours are `theme`'s, as
-variables that follow the reader's light or dark setting. Sections are made by `report_sections`.
+variables that follow the reader's light or dark setting. Sections are made by `sections`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from spaner.align.report_panel import symbols
-from spaner.align.report_table import APART, OURS, Column, Row, Table, bounds, text
+from spaner.align.report.panel import symbols
+from spaner.align.report.table import APART, OURS, Column, Row, Table, bounds, text
 from spaner.align.theme import DARK, LIGHT, Theme
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
@@ -47,7 +47,7 @@ def page(title: str, lede: str, sections: Sequence[Section], footer: str) -> str
 {_variables(LIGHT)}
 @media (prefers-color-scheme: dark) {{ {_variables(DARK)} }}
 {_colour_classes()}
-{_resource("report_page.css")}</style>
+{_resource("page.css")}</style>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the results</a>
@@ -59,7 +59,7 @@ def page(title: str, lede: str, sections: Sequence[Section], footer: str) -> str
 <footer>{footer}</footer>
 <div id="tip" role="status" hidden></div>
 <script>
-{_resource("report_page.js")}</script>
+{_resource("page.js")}</script>
 </body>
 </html>
 """
@@ -126,7 +126,7 @@ def figure(drawing: str, caption: str, downloads: Mapping[str, str] | None = Non
 
 
 def _resource(name: str) -> str:
-    return (files("spaner.align") / name).read_text(encoding="utf-8")
+    return (files("spaner.align.report") / name).read_text(encoding="utf-8")
 
 
 def _variables(theme: Theme) -> str:
