@@ -34,9 +34,9 @@ def demo(
     console.say(f"  {cache}  the embeddings (try: spaner cache info {cache})")
     console.say(f"  {out / 'runs'}  one folder a run: weights, config, metrics, loss curve")
     console.say(f"  {figure}  accuracy against prompt length")
-    console.next_step(
-        "spaner extract --dataset folder:PATH --pretrained openai   (your own photos, in class folders)"
-    )
+    runs = " ".join(str(out / "runs" / name) for name in ("digits-paper", "digits-anchored"))
+    console.next_step(f"spaner report {runs} --sweep {out / 'sweep'} -o report.html")
+    console.next_step("spaner extract --dataset folder:PATH   (your own photos, in class folders)")
 
 
 def _extract(cache: Path) -> None:
