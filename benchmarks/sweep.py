@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 from synthetic import make
 from train import BATCH, CLASSES, VIEWS, plain_model, plain_steps
 
@@ -160,6 +161,7 @@ def _report(queue: Queue, run: Callable[..., Cells], args: tuple, how: dict[str,
     cells = run(*args, **how)
     wall, processor = time.perf_counter() - ready, processor_seconds(os.getpid()) - used
     queue.put((ready - started, wall, processor, cells))
+    get_reusable_executor().shutdown(wait=True)  # idle workers would keep this process for minutes
 
 
 def show(name: str, workers: int, cores: int, way: Way) -> None:
