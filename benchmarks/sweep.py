@@ -142,12 +142,12 @@ def in_a_process(run: Callable[..., Cells], *args: Any, **how: int) -> Way:
     watcher = threading.Thread(target=memory.watch, args=(worker.pid,))
     watcher.start()
     try:
-        way = Way(*queue.get(timeout=7200), memory)
+        start, wall, processor, cells = queue.get(timeout=7200)
     finally:
         memory.stop.set()
         watcher.join()
         worker.join()
-    return way
+    return Way(start, wall, processor, cells, memory)
 
 
 def _report(queue: Queue, run: Callable[..., Cells], args: tuple, how: dict[str, int]) -> None:
