@@ -181,6 +181,8 @@ def load(folder: str | Path) -> Run:
     config = TrainConfig.from_json(result["config"])
     model = methods.method(config.method).build(config, result["widths"], result["logit_scale"])
     _load_weights(model, folder / "model.safetensors")
+    if result["extensions"]:
+        model.newcomers = {extension["config"]["modality"] for extension in result["extensions"]}
     return Run(
         config=config,
         model=model.eval(),

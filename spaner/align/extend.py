@@ -6,7 +6,9 @@ the run's few-shot pool; no text is used. Prompt, other aligners and projections
 is taken before and after, and both are kept in the run. Nothing here is special to sound: any modality joins
 like this.
 
-Differs from the reference in: nothing. Where the paper is silent: 30 epochs, as for the first two modalities.
+Differs from the reference in: nothing. Where the paper is silent: 30 epochs, as for the first two
+modalities; and in an anchored run the newcomer starts at random and is not blended, since its embeddings
+mean nothing in that space.
 """
 
 import copy
@@ -100,7 +102,7 @@ def _check_run(run: Run, config: ExtendConfig, *, replace: bool) -> None:
         )
     if config.modality in run.widths and not replace:
         raise RunError(f"the run has {config.modality} already; type --replace to train it anew")
-    if not hasattr(run.model, "add"):
+    if not hasattr(run.model, "join"):
         raise RunError(
             f"method {run.config.method!r} takes no further modality; train a run with method=spaner"
         )
@@ -120,7 +122,7 @@ def _with_newcomer(model: Any, config: ExtendConfig, width: int) -> Any:
     for parts in (model.aligners, model.inputs):
         if config.modality in parts:
             del parts[config.modality]
-    model.add(config.modality, width, config.seed)
+    model.join(config.modality, width, config.seed)
     return model
 
 

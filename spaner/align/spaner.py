@@ -92,8 +92,9 @@ class Spaner(nn.Module):
         with _own_randomness(seed, "prompt"):
             self.prompt = nn.Parameter(torch.randn(prompt_length, self.dim) * prompt_std)
         self.aligners, self.inputs = nn.ModuleDict(), nn.ModuleDict()
+        self.newcomers: set[str] = set()
         for modality, width in widths.items():
-            self.add(modality, width, seed)
+            self._add(modality, width, seed)
 
     @classmethod
     def build(cls, config: Any, widths: Mapping[str, int], logit_scale: float) -> "Spaner":
@@ -101,12 +102,18 @@ class Spaner(nn.Module):
         names = set(inspect.signature(cls).parameters) - {"widths", "logit_scale"}
         return cls(widths, logit_scale=logit_scale, **{name: getattr(config, name) for name in names})
 
-    def add(self, modality: str, width: int, seed: int = 1) -> None:
-        """Give one more modality its aligner, and a map from `width` into D where they differ."""
+    def join(self, modality: str, width: int, seed: int) -> None:
+        """Let a modality join the trained core. Its embeddings mean nothing in the core's frozen space, so it
+        neither starts at the identity nor is it blended."""
+        self.newcomers.add(modality)
+        self._add(modality, width, seed)
+
+    def _add(self, modality: str, width: int, seed: int) -> None:
+        """Give a modality its aligner, and a map from `width` into D where they differ."""
         name, options = self._aligner
         with _own_randomness(seed, modality):
             aligner = methods.aligner(name)(self.dim, self.out_dim, **options)
-            if self.init == "identity":
+            if self.init == "identity" and modality not in self.newcomers:
                 aligner.start_at_identity()
             self.aligners[modality] = aligner
             if width != self.dim:
@@ -150,10 +157,12 @@ class Spaner(nn.Module):
         }
 
     def embed(self, modality: str, x: Float[Tensor, "N M"]) -> Float[Tensor, "N E"]:
-        """Unit vectors of the shared space, the frozen embedding blended in."""
+        """Unit vectors of the shared space, the frozen embedding of the core's modalities blended in."""
         x = self.tokens(modality, x)
         f = F.normalize(self.aligners[modality](x, self.prompt)[0], dim=1)
-        return F.normalize((1 - self.blend) * f + self.blend * x, dim=1) if self.blend else f
+        if not self.blend or modality in self.newcomers:
+            return f
+        return F.normalize((1 - self.blend) * f + self.blend * x, dim=1)
 
 
 @contextmanager

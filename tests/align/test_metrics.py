@@ -48,7 +48,7 @@ def naive_summary(
         "positive_cosine": sum(positive) / len(rows),
         "margin": (sum(positive) - sum(hardest)) / len(rows),
         "negative_cosine": sum(negative) / len(rows),
-        "centred_cosine": products / spread if spread > 1e-6 else 0,
+        "centred_cosine": float(products / spread) if spread > 1e-6 else 0.0,
     }
 
 

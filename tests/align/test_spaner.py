@@ -77,7 +77,7 @@ def test_another_width_gets_a_linear_map():
 def test_adding_a_modality_leaves_the_others_alone():
     model = Spaner(WIDTHS, logit_scale=9.0, heads=5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.add("audio", 31, seed=3)
+    model.join("audio", 31, seed=3)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     assert set(model.state_dict()) - set(before)
 
@@ -124,3 +124,14 @@ def test_blend_needs_equal_widths():
         RecipeError, match=r"blend=0.5 mixes .* width 20 into .* width 13; use out_dim=20 or blend=0"
     ):
         Spaner(WIDTHS, logit_scale=9.0, heads=5, blend=0.5, out_dim=13)
+
+
+def test_a_newcomer_is_neither_blended_nor_started_at_the_identity():
+    """Its frozen embeddings mean nothing in the core's space; the core's modalities keep their blend."""
+    model = Spaner({"image": 24, "text": 24}, logit_scale=10.0, heads=4, init="identity", blend=0.5)
+    x = torch.nn.functional.normalize(torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    model.join("audio", 24, seed=3)
+    assert torch.allclose(model.embed("image", x), x, atol=1e-6)
+    f = torch.nn.functional.normalize(model("audio", x)[0], dim=1)
+    assert torch.allclose(model.embed("audio", x), f, atol=1e-6)
+    assert not torch.allclose(f, x, atol=0.1)
