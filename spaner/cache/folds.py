@@ -36,8 +36,8 @@ def first_shots(
     if short:
         raise CacheError(
             f"class {short[0]} has {len(rows[short[0]])} clips in this fold; {shots} shots need {2 * shots} "
-            "(to "
-            "train and to validate); ask for fewer shots, or extract the fold again without failed rows"
+            "(to train "
+            "and to validate); ask for fewer shots, or extract the fold again without failed rows"
         )
     empty = [np.empty(0, np.int64)]
     train = np.concatenate([found[:shots] for found in rows.values()] or empty)
@@ -61,7 +61,6 @@ def other_folds(fold: int, present: Sequence[str]) -> list[str]:
     if missing:
         raise CacheError(
             f"{', '.join(missing)} missing, found {', '.join(present) or 'none'}; the protocol tests on the "
-            "four "
-            f"folds that do not train; type `spaner extract --modality audio --splits {missing[0]}`"
+            f"four folds that do not train; type `spaner extract --modality audio --splits {missing[0]}`"
         )
     return [name for name in names if name != f"fold{fold}"]

@@ -196,8 +196,7 @@ def test_every_artifact_has_numbers_beside_the_papers(path, tmp_path, artifact):
 def test_table4_scores_the_same_runs_on_shifted_caches(path, tmp_path):
     shifted = clip_like.build(tmp_path / "shifted", per_class=2)
     outcome = reproduce(setup("table4", path, tmp_path / "out", seeds=(1,), shift=(shifted, path)))
-    assert list(outcome.columns) == ["text", "shifted", "cache"], "caches of one data set go by their file "
-    "names"
+    assert list(outcome.columns) == ["text", "shifted", "cache"], "caches of one data set go by file name"
     run = checkpoint.load(tmp_path / "out" / "runs" / "paper-seed-1")
     ours = {line.name: line.ours for line in outcome.lines}["SPANER, paper"]
     assert ours["shifted"].mean == evaluate(run, shifted)["text"]["accuracy"]
