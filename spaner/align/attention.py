@@ -39,6 +39,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spaner.align.identity import start_at_identity
 from spaner.cache.errors import RecipeError
 
 # Tokens are built for this many numbers at a time, and pooled while they are in the processor's cache.
@@ -86,15 +87,7 @@ class AttentionAligner(nn.Module):
     def start_at_identity(self) -> None:
         """Set x' = 0 and Proj = I, so that f = x: the aligner starts from what the encoder knows. Needs E =
         D."""
-        out_dim, dim = self.proj.weight.shape
-        if out_dim != dim:
-            raise RecipeError(
-                f"init=identity needs out_dim equal to the embedding width, found {out_dim} and {dim}; "
-                f"use out_dim={dim} or init=random"
-            )
-        for zero in (self.attn.out_proj.weight, self.attn.out_proj.bias, self.proj.bias):
-            nn.init.zeros_(zero)
-        nn.init.eye_(self.proj.weight)
+        start_at_identity(self.proj, self.attn.out_proj.weight, self.attn.out_proj.bias)
 
     def forward(
         self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]

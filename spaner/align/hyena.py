@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spaner.align.identity import start_at_identity
 from spaner.cache.errors import RecipeError
 
 ORDER = 2
@@ -87,15 +88,7 @@ class HyenaAligner(nn.Module):
 
     def start_at_identity(self) -> None:
         """Set x' = 0 and Proj = I, so that f = x. Needs E = D."""
-        out_dim, dim = self.proj.weight.shape
-        if out_dim != dim:
-            raise RecipeError(
-                f"init=identity needs out_dim equal to the embedding width, found {out_dim} and {dim}; "
-                f"use out_dim={dim} or init=random"
-            )
-        for zero in (self.outer.weight, self.outer.bias, self.proj.bias):
-            nn.init.zeros_(zero)
-        nn.init.eye_(self.proj.weight)
+        start_at_identity(self.proj, self.outer.weight, self.outer.bias)
 
     def forward(
         self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]
