@@ -24,13 +24,14 @@ from spaner import cache as caches
 from spaner.align import loop
 from spaner.align.config import TrainConfig
 from spaner.align.data import Task
-from spaner.align.device import precision_of
+from spaner.align.device import fast_products, keep_freed_memory, precision_of
 from spaner.align.rows import Draw
 from spaner.align.spaner import Spaner
 from spaner.align.train import pairs
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = time.perf_counter
+CPU = torch.device("cpu")
 CLASSES, SHOTS, VIEWS, TEMPLATES, DIM, BATCH = 1000, 16, 2, 21, 512, 256
 
 
@@ -60,12 +61,12 @@ def shared_steps(task: Task, length: int, precision: str) -> Iterator[None]:
     model = Spaner.build(TrainConfig(prompt_length=length), task.widths, task.logit_scale)
     data, generator = pairs(task), torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01, fused=True)
-    arithmetic = precision_of(precision, torch.device("cpu"))
+    arithmetic = precision_of(precision, CPU)
     while True:
         order, texts = torch.randperm(len(data.x), generator=generator), data.partners(generator)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            batch = {"image": data.x[rows], "text": data.pool[texts[rows]]}
+            batch = {"image": loop._gather(data.x, rows), "text": loop._gather(data.pool, texts[rows])}
             loop._step(model, optimizer, 1e-3, batch, data.labels[rows], arithmetic)
             yield
 
@@ -101,24 +102,26 @@ def milliseconds(steps: Iterator[None]) -> float:
     return (clock() - started) * 1e3
 
 
-def floor(length: int) -> float:
-    """Milliseconds that the products of one step need, each kind timed alone at its own size.
+def floor(length: int, arithmetic: torch.dtype) -> float:
+    """Milliseconds that the products of one step need, each kind timed alone at its own size and fastest.
 
     Per modality and row, in D x D products: 5 forward (queries, keys, values, U, Proj) and 7 backward (5 for
     weights, 1 for values, 1 for the input of Proj; x needs no gradient). A row of the prompt has no Proj and
     needs its gradient: 4 and 8. Token products: 6 of (P x H)(H x D) a sample, and 3 of (1 x P H)(P H x D).
-    Per
-    loss: 3 of (B x B)(B x D).
+    Per loss, in float32: 3 of (B x B)(B x D).
     """
-    x, weight, square = torch.randn(BATCH, DIM), torch.randn(DIM, 3 * DIM), torch.randn(BATCH, BATCH)
+    x, weight = torch.randn(BATCH, DIM, dtype=arithmetic), torch.randn(DIM, 3 * DIM, dtype=arithmetic)
     gates, u, tokens = (
-        torch.randn(BATCH, length, 8),
-        torch.randn(BATCH, 8, DIM),
-        torch.empty(BATCH, length, DIM),
+        torch.randn(BATCH, length, 8, dtype=arithmetic),
+        torch.randn(BATCH, 8, DIM, dtype=arithmetic),
+        torch.empty(BATCH, length, DIM, dtype=arithmetic),
     )
-    product = best(lambda: x @ weight) / (BATCH * 3)  # one row by one D x D matrix
-    pooled = 6 * best(lambda: torch.bmm(gates, u, out=tokens)) + 3 * product * BATCH * length * 8 / DIM
-    losses = 2 * 3 * best(lambda: square @ x)
+    square, rows = torch.randn(BATCH, BATCH), torch.randn(BATCH, DIM)
+    with fast_products(CPU):
+        product = best(lambda: x @ weight) / (BATCH * 3)  # one row by one D x D matrix
+        small = best(lambda: torch.bmm(gates, u, out=tokens))
+        losses = 2 * 3 * best(lambda: square @ rows)
+    pooled = 6 * small + 3 * product * BATCH * length * 8 / DIM
     return 2 * (12 * (BATCH + length) * product + pooled) + losses
 
 
@@ -140,6 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     global clock
     clock = CLOCKS[options.clock]
+    keep_freed_memory(CPU)
     task = synthetic_task()
     print(f"synthetic vectors, {options.precision}, {torch.get_num_threads()} threads, {options.clock} clock")
     print("  P  plain ms  ours ms  ratio  floor ms  ours / floor  30 epochs")
@@ -148,7 +152,10 @@ def main() -> None:
         plain = plain_steps(task, plain_model(task, length))
         times = [(milliseconds(ours), milliseconds(plain)) for _ in range(options.rounds + 1)][1:]
         a, b = (min(side) for side in zip(*times, strict=True))
-        least, run = floor(length), a * 30 * CLASSES * SHOTS * VIEWS / BATCH / 1e3
+        least, run = (
+            floor(length, getattr(torch, options.precision)),
+            a * 30 * CLASSES * SHOTS * VIEWS / BATCH / 1e3,
+        )
         print(f"{length:>3} {b:>9.1f} {a:>8.1f} {b / a:>6.1f} {least:>9.1f} {a / least:>13.1f} {run:>8.0f} s")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 

@@ -30,6 +30,7 @@ from torch import nn
 from spaner import cache as caches
 from spaner.align import methods
 from spaner.align.config import TrainConfig
+from spaner.align.device import fast_products
 from spaner.cache.errors import Mismatch, RunError
 
 SCHEMA = "spaner-run/1"
@@ -77,10 +78,9 @@ class Run:
                 f"use the encoder that the run was trained on: {self.encoders[modality].name}"
             )
         device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            x = torch.from_numpy(np.array(features, np.float32)).to(
-                device
-            )  # a copy: caches hand out read-only maps
+        with torch.inference_mode(), fast_products(device):
+            copied = np.array(features, np.float32)  # caches hand out read-only maps
+            x = torch.from_numpy(copied).to(device)
             return self.model.embed(modality, x).cpu().numpy()
 
     def check(self, manifest: caches.Manifest) -> None:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spaner.align.device import keep_freed_memory, precision_of, threads
+from spaner.align.device import fast_products, keep_freed_memory, precision_of, threads
 from spaner.cache.errors import RunError
 
 Progress = Callable[[int, int, str], None]
@@ -77,13 +77,14 @@ def optimise(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay, fused=True)
-    precision = precision_of(settings.precision, device)
+    numbers = batch_numbers(pairs, settings)
+    precision = precision_of(settings.precision, device, numbers)
 
     def step(fraction: float, batch: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         return _step(model, optimizer, settings.lr * fraction, batch, labels, precision)
 
     history = []
-    with threads(min(len(pairs.x), settings.batch_size) * pairs.x.shape[1], device):
+    with threads(numbers, device):
         for means, fraction in passes(pairs, draws(pairs, settings), settings, device, step):
             values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # waits here
             history.append({"epoch": len(history) + 1, **values, "lr": settings.lr * fraction})
@@ -91,6 +92,11 @@ def optimise(
             if progress:
                 progress(len(history), settings.epochs, f"loss {history[-1]['loss']:.4f}")
     return history
+
+
+def batch_numbers(pairs: Pairs, settings: Settings) -> int:
+    """How many numbers a batch of one modality holds: it decides what is worth which arithmetic."""
+    return min(len(pairs.x), settings.batch_size) * pairs.x.shape[1]
 
 
 def draws(pairs: Pairs, settings: Settings) -> Iterator[Int[Tensor, "3 M"]]:
@@ -119,10 +125,15 @@ def passes(
         for start, stop in bounds:
             fraction = next(fractions)
             rows, columns, labels = index[..., start:stop].unbind(-2)
-            batch = {pairs.modality: x[rows], pairs.partner: pool[columns]}
+            batch = {pairs.modality: _gather(x, rows), pairs.partner: _gather(pool, columns)}
             for name, value in step(fraction, batch, labels).items():
                 sums[name] = sums.get(name, 0) + value.detach() * (stop - start)
         yield {name: total / len(x) for name, total in sums.items()}, fraction
+
+
+def _gather(x: Float[Tensor, "M D"], rows: Int[Tensor, "*K B"]) -> Float[Tensor, "*K B D"]:
+    """`x[rows]`, four times as fast on a CPU."""
+    return x.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 def _step(
@@ -137,9 +148,10 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
-        terms = model.loss(batch, labels)
-    terms["loss"].backward()
+    with fast_products(labels.device):
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+            terms = model.loss(batch, labels)
+        terms["loss"].backward()
     optimizer.step()
     return terms
 

@@ -35,17 +35,19 @@ def contrastive(
 
     Example: a = b = the 2 x 2 identity, scale 1 -> log(1 + exp(-1)) = 0.3133.
     """
-    logits = logit_scale * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
-    terms = {"image": (logits,), "text": (logits.T,), "both": (logits, logits.T)}[direction]
-    return sum((_cross_entropy(term, labels) for term in terms), logits.new_zeros(())) / len(terms)
+    logits = F.linear(logit_scale * F.normalize(a, dim=1), F.normalize(b, dim=1))
+    asked = {"image": (1,), "text": (0,), "both": (1, 0)}[direction]  # the axis of the candidates
+    return sum((_cross_entropy(logits, axis, labels) for axis in asked), logits.new_zeros(())) / len(asked)
 
 
-def _cross_entropy(logits: Float[Tensor, "B B"], labels: Int[Tensor, " B"] | None) -> Float[Tensor, ""]:
-    log_p = logits.log_softmax(dim=1)
+def _cross_entropy(
+    logits: Float[Tensor, "B B"], axis: int, labels: Int[Tensor, " B"] | None
+) -> Float[Tensor, ""]:
+    log_p = logits.log_softmax(axis)
     if labels is None:
         return -log_p.diagonal().mean()
     same = (labels[:, None] == labels).to(log_p.dtype)
-    return -((same * log_p).sum(1) / same.sum(1)).mean()
+    return -((same * log_p).sum(axis) / same.sum(axis)).mean()
 
 
 def collision_rate(labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:

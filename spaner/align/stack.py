@@ -25,8 +25,8 @@ from spaner.align import methods
 from spaner.align.checkpoint import Run
 from spaner.align.config import TrainConfig
 from spaner.align.data import Task, scale_of
-from spaner.align.device import device_of, precision_of
-from spaner.align.loop import Pairs, Progress, check_finite, draws, passes
+from spaner.align.device import device_of, fast_products, precision_of
+from spaner.align.loop import Pairs, Progress, batch_numbers, check_finite, draws, passes
 from spaner.align.train import finished, pairs
 from spaner.cache.errors import RunError
 
@@ -78,7 +78,8 @@ def optimise_stack(
     Raises:
         RunError: fewer than two samples.
     """
-    program = _Program(models, settings, device)
+    precision = precision_of(settings[0].precision, device, batch_numbers(pairs, settings[0]))
+    program = _Program(models, settings, precision)
     drawn = (torch.stack(each) for each in zip(*(draws(pairs, s) for s in settings), strict=True))
     histories: list[list[dict[str, float]]] = [[] for _ in models]
     failed: dict[int, RunError] = {}
@@ -104,7 +105,7 @@ class _Program:
     """One step of K models: parameters stacked, losses side by side, an optimiser group for each."""
 
     def __init__(
-        self, models: Sequence[nn.Module], settings: Sequence[TrainConfig], device: torch.device
+        self, models: Sequence[nn.Module], settings: Sequence[TrainConfig], precision: torch.dtype
     ) -> None:
         self.cell, self.settings = _Loss(models[0]), settings
         self.parameters = [dict(_Loss(model).named_parameters()) for model in models]
@@ -119,7 +120,7 @@ class _Program:
             for own, each in zip(self.parameters, settings, strict=True)
         ]
         self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.precision = precision_of(settings[0].precision, device)
+        self.precision = precision
 
     def step(
         self, fraction: float, batch: dict[str, Float[Tensor, "K B D"]], labels: Int[Tensor, "K B"]
@@ -129,9 +130,10 @@ class _Program:
             group["lr"] = each.lr * fraction
         self.optimizer.zero_grad()
         stacked = {name: torch.stack([own[name] for own in self.parameters]) for name in self.parameters[0]}
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-            terms = torch.vmap(self._losses)(stacked, batch, labels, self.numbers)
-        terms["loss"].sum().backward()
+        with fast_products(labels.device):
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
+                terms = torch.vmap(self._losses)(stacked, batch, labels, self.numbers)
+            terms["loss"].sum().backward()
         self.optimizer.step()
         return terms
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaner.align import attention
+from spaner.align import closed_form
 from spaner.align.attention import AttentionAligner
 from spaner.cache.errors import RecipeError
 
@@ -75,7 +75,7 @@ def test_equals_concatenated_attention_for_any_sizes(length, heads, batch, optio
     )
     x, prompt = torch.randn(batch, 24).double(), torch.randn(length, 24).double()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "TOKEN_BLOCK", block)
+        patch.setattr(closed_form, "TOKEN_BLOCK", block)
         assert_same(fast, plain, x, prompt, 1e-10)
 
 
@@ -116,7 +116,7 @@ def test_ties_follow_torch_max_at_the_identity_start():
 
 def test_pooling_takes_the_first_of_equal_tokens():
     tokens = torch.tensor([[[1.0, 5.0, -2.0], [3.0, 5.0, -2.0], [3.0, 4.0, -2.0]]])
-    values, winner = attention._first_max(tokens)
+    values, winner = closed_form._first_max(tokens)
     assert values.tolist() == [[3.0, 5.0, -2.0]]
     assert winner.tolist() == [[1, 0, 0]]
 
