@@ -19,7 +19,7 @@ import numpy as np
 import spaner.cache as caches
 from spaner.cache.manifest import EncoderSpec, Manifest
 
-CHUNK = 1024
+BUFFER = 4096  # rows of the buffer, the longest default chunk
 
 
 def write(path: Path, rows: int, dim: int) -> float:
@@ -35,12 +35,12 @@ def write(path: Path, rows: int, dim: int) -> float:
         ("centre",),
         dim,
         "float16",
-        CHUNK,
+        caches.default_chunk_rows(1, dim, "float16"),
         spec,
         0,
         caches.ids_sha256(ids),
     )
-    block = np.random.default_rng(0).standard_normal((CHUNK, 1, dim)).astype(np.float16)
+    block = np.random.default_rng(0).standard_normal((manifest.chunk, 1, dim)).astype(np.float16)
     started = time.perf_counter()
     names = [f"class {label}" for label in range(labels[-1] + 1)]
     with caches.create(path, "synthetic", names) as cache, cache.begin(manifest, ids, labels, None) as writer:
@@ -83,8 +83,8 @@ def streamed(path: Path, buffer: np.ndarray) -> int:
 
 def mapped(path: Path, buffer: np.ndarray) -> int:
     """All rows through a memory-mapped .npy file."""
-    array = np.load(path, mmap_mode="r")
-    return copied((array[start : start + CHUNK] for start in range(0, len(array), CHUNK)), buffer)
+    array, step = np.load(path, mmap_mode="r"), len(buffer)
+    return copied((array[start : start + step] for start in range(0, len(array), step)), buffer)
 
 
 def best(work: Callable[[], object], rounds: int) -> float:
@@ -109,10 +109,11 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         path = Path(folder) / ("cache.h5" if options.format == "h5" else "cache")
-        plain, buffer = Path(folder) / "rows.npy", np.empty((CHUNK, 1, options.dim), np.float16)
+        plain, buffer = Path(folder) / "rows.npy", np.empty((BUFFER, 1, options.dim), np.float16)
         seconds = write(path, options.rows, options.dim)
         with caches.open(path) as cache:
             export(cache.table("image/train"), plain)
+            buffer = buffer[: cache.table("image/train").manifest.chunk]
         first, opening = (
             best(lambda: open_and_look(path), 1),
             best(lambda: open_and_look(path), options.rounds),

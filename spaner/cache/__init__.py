@@ -9,7 +9,7 @@ table.read(table.draw(shots=16, seed=1))        # (32, 1, D), as it was added
 from spaner.cache.convert import convert, export
 from spaner.cache.library import Cache, create, open
 from spaner.cache.listing import drawn_sha256, ids_sha256
-from spaner.cache.manifest import EncoderSpec, Manifest
+from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.cache.subset import few_shot, few_shot_splits, read_draw
 from spaner.cache.table import Table
 from spaner.cache.verify import Problem
@@ -24,6 +24,7 @@ __all__ = [
     "Writer",
     "convert",
     "create",
+    "default_chunk_rows",
     "drawn_sha256",
     "export",
     "few_shot",

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.listing import ids_sha256
-from spaner.cache.manifest import DTYPES, EncoderSpec, Manifest
+from spaner.cache.manifest import DTYPES, EncoderSpec, Manifest, default_chunk_rows
 from spaner.cache.writer import Writer
 
 
@@ -64,7 +64,7 @@ def manifest_of(
     ids: Sequence[str],
     encoder: EncoderSpec,
     views: Sequence[str] | None,
-    chunk_rows: int,
+    chunk_rows: int | None,
 ) -> Manifest:
     """The identity of brought vectors includes their hash: other numbers are another table."""
     rows, count, dim = features.shape
@@ -83,7 +83,7 @@ def manifest_of(
         views=names,
         dim=dim,
         dtype=str(features.dtype),
-        chunk_rows=chunk_rows,
+        chunk_rows=default_chunk_rows(count, dim, str(features.dtype)) if chunk_rows is None else chunk_rows,
         encoder=replace(encoder, modality=table[0]),
         seed=0,
         rows_sha256=ids_sha256(ids),

@@ -24,6 +24,7 @@ from spaner.cache.store import ArraySpec, Store, stored_layout
 
 HEADER = 512
 BLOCK = 1 << 22
+WRITE = 1 << 24  # bytes at once: in large writes the system keeps large pages, which are read faster
 VERSION = ("v110", "v110")  # fixed, so that the bytes do not follow the library's newest format
 
 
@@ -178,7 +179,7 @@ def _copy_array(group: h5py.Group, array: str, spec: ArraySpec, store: Store) ->
     sparse = array == "reason"  # mostly zeros: chunks without a failure take no space
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     data = group.create_dataset(array, spec.shape, dtype, chunks=spec.chunk_shape if sparse else None)
-    step = spec.chunk if spec.chunk > 1 else spec.shape[0]
+    step = spec.chunk if sparse else spec.chunk * max(1, WRITE // spec.chunk_bytes)
     for start in range(0, spec.shape[0], step):
         block = store.read(str(group.name).strip("/"), array, start, start + step)
         if not sparse or block.any():

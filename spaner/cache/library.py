@@ -217,7 +217,7 @@ class Cache:
         encoder: EncoderSpec | str,
         views: Sequence[str] | None = None,
         dtype: str | None = None,
-        chunk_rows: int = 1024,
+        chunk_rows: int | None = None,
         overwrite: bool = False,
     ) -> Table:
         """Store vectors that you have already, so that they can be trained on.
@@ -231,6 +231,7 @@ class Cache:
             encoder: its name, or a full spec. Tables are compared by it.
             views: a name for each view; for text, the templates.
             dtype: "float16" or "float32"; default: float16 if the features are, else float32.
+            chunk_rows: rows that are stored and checked together; default 4 MiB of them.
 
         Raises:
             Corrupt: a row holds NaN or infinity.

@@ -15,7 +15,7 @@ from typing import Any, Self
 from spaner.cache.errors import CacheError
 
 SCHEMA = "spaner-cache/1"
-DTYPES = ("float16", "float32")
+DTYPES = {"float16": 2, "float32": 4}  # bytes of a number
 
 
 def canonical(value: Any) -> str:
@@ -95,6 +95,18 @@ class EncoderSpec:
     def from_json(cls, values: Any) -> Self:
         """The inverse of `dataclasses.asdict`."""
         return _construct(cls, values)
+
+
+CHUNK_BYTES, CHUNK_ROWS = 1 << 22, 4096
+
+
+def default_chunk_rows(views: int, dim: int, dtype: str) -> int:
+    """Rows of a chunk of 4 MiB, at most 4,096.
+
+    Opening a file costs as much as copying half a megabyte, so smaller chunks would stream slower than a
+    mapped .npy file; a larger one is more work to lose when a process is killed.
+    """
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (views * dim * DTYPES[dtype])))
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,9 @@ class ExtractConfig:
     device: str = field(default="auto", metadata=_help("auto, cpu, cuda, cuda:1 or mps"))
     dtype: Literal["float16", "float32"] = field(default="float16", metadata=_help("type of the stored rows"))
     batch_size: int = field(default=64, metadata=_help("views per encoder call"))
-    chunk_rows: int = field(
-        default=1024, metadata=_help("rows per stored chunk; a killed run loses at most one")
+    chunk_rows: int | None = field(
+        default=None,
+        metadata=_help("rows per stored chunk, of which a killed run loses at most one (default: 4 MiB)"),
     )
     workers: int | None = field(default=None, metadata=_help("decoding threads (default: by processor)"))
     max_failed: float = field(default=0.01, metadata=_help("largest tolerated share of unreadable files"))

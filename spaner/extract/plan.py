@@ -10,7 +10,7 @@ import numpy as np
 
 from spaner.cache.errors import DatasetError
 from spaner.cache.listing import drawn_sha256, ids_sha256
-from spaner.cache.manifest import EncoderSpec, Manifest
+from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.cache.subset import few_shot_splits, read_draw
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
@@ -51,11 +51,9 @@ class TablePlan:
     def manifest(self, dataset: Dataset, spec: EncoderSpec, config: ExtractConfig) -> Manifest:
         """The table's identity."""
         options: dict[str, Any] = {} if self.source is None else dict(dataset.ledger)
-        chunk = (
-            config.chunk_rows
-            if self.source
-            else texts.chunk_rows(config.chunk_rows, len(self.views), spec.dim)
-        )
+        chunk = config.chunk_rows or default_chunk_rows(len(self.views), spec.dim, config.dtype)
+        if not self.source:
+            chunk = texts.chunk_rows(chunk, len(self.views), spec.dim)
         together = spec.preprocessing.get("batch", {}).get(
             "size", 1
         )  # such batches must not be cut by a chunk
@@ -103,11 +101,10 @@ def plan(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
 def _check(config: ExtractConfig) -> None:
     at_least = {"views": 1, "batch_size": 1, "chunk_rows": 1}
     for name, least in at_least.items():
-        if getattr(config, name) < least:
+        found = getattr(config, name)
+        if found is not None and found < least:
             flag = "--" + name.replace("_", "-")
-            raise DatasetError(
-                f"{flag} {getattr(config, name)}: expected at least {least}; type `{flag} {least}`"
-            )
+            raise DatasetError(f"{flag} {found}: expected at least {least}; type `{flag} {least}`")
     if not 0 <= config.max_failed <= 1:
         raise DatasetError(
             f"--max-failed {config.max_failed}: expected a share from 0 to 1; type `--max-failed 0.01`"

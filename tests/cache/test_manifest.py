@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spaner.cache import EncoderSpec, Manifest, ids_sha256
+from spaner.cache import EncoderSpec, Manifest, default_chunk_rows, ids_sha256
 from spaner.cache.errors import CacheError
 from spaner.cache.listing import pack, pack_reason, unpack
 
@@ -116,3 +116,17 @@ def test_reasons_are_cut_at_a_character():
     assert packed.shape == (160,)
     assert bytes(packed).rstrip(b"\0").decode() == "€" * 53
     assert np.array_equal(pack_reason(" \n "), pack_reason("no reason given"))
+
+
+@pytest.mark.parametrize(
+    ("views", "dim", "dtype", "rows"),
+    [
+        (2, 512, "float16", 2048),
+        (1, 512, "float32", 2048),
+        (1, 64, "float16", 4096),
+        (180, 1024, "float32", 5),
+        (1, 1 << 23, "float32", 1),
+    ],
+)
+def test_a_chunk_is_four_mebibytes_unless_that_is_too_many_rows(views, dim, dtype, rows):
+    assert default_chunk_rows(views, dim, dtype) == rows

@@ -25,13 +25,13 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def image(tiny_model: Path) -> ImageEncoder:
-    encoder = clip.load("image", model=str(tiny_model), weights="random")
+    encoder = clip.load("image", model=str(tiny_model), weights="random", precision="float32")
     assert isinstance(encoder, ImageEncoder)
     return encoder
 
 
 def text_encoder(model: Path) -> TextEncoder:
-    encoder = clip.load("text", model=str(model), weights="random")
+    encoder = clip.load("text", model=str(model), weights="random", precision="float32")
     assert isinstance(encoder, TextEncoder)
     return encoder
 
@@ -112,7 +112,7 @@ def test_a_coca_model_is_encoded_raw(tmp_path: Path) -> None:
         )
     )
     for modality in ("image", "text"):
-        encoder = clip.load(modality, model=str(path), weights="random")
+        encoder = clip.load(modality, model=str(path), weights="random", precision="float32")
         payloads = [picture(i) for i in range(3)] if modality == "image" else WORDS[:3]
         rows = encoder.encode(torch.stack([encoder.prepare(p, 0, "k", 0) for p in payloads]))  # pyright: ignore
         assert rows.shape == (3, 24)

@@ -17,7 +17,7 @@ from spaner.extract import extract
 from tests.extract.conftest import fill_folder
 
 SERVER = """
-import os, sys
+import os, sys, time
 import spaner.extract.clip, spaner.extract.folder, spaner.extract.run
 from spaner.cache.errors import SpanerError
 
@@ -32,7 +32,8 @@ for line in sys.stdin:  # importing torch takes seconds, so one process imports 
     os.read(go, 1)
     settings = dict(dataset="folder:" + photos, model=model, cache=cache, pretrained="random")
     settings |= dict(chunk_rows=3, batch_size=2, templates=("classname",))
-    settings["progress"] = lambda done, total, what: print(what, done, flush=True)
+    # a fast machine must not be through before it is killed
+    settings["progress"] = lambda done, total, what: (print(what, done, flush=True), time.sleep(0.005))
     try:
         spaner.extract.run.extract(**settings)
     except SpanerError as error:
@@ -99,10 +100,10 @@ def test_kill_9_at_several_moments_and_continue(server: Server, tmp_path: Path) 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     server.start(whole)
     assert server.end()[0] == 0
-    for batches in (1, 5, 14, 20):  # each run is killed a moment after it has finished so many batches
+    for batches in (1, 4, 9, 14):  # each run is killed a moment after it has finished so many batches
         process = server.start(parts)
         for _ in range(batches):
-            server.line()
+            assert not server.line().startswith("end"), "the run was through before it could be killed"
         time.sleep(0.002 * batches)
         os.kill(process, signal.SIGKILL)
         assert server.end()[0] == -signal.SIGKILL
