@@ -1,6 +1,6 @@
 """Extraction beside the bare encoder and a plain loop; memory against rows; training with and without cache.
 
-    OMP_NUM_THREADS=1 python benchmarks/extraction.py [--model ViT-B-32] [--photos 64] [--folder DIR]
+    OMP_NUM_THREADS=1 python benchmarks/extraction.py [--model ViT-B-16] [--precision float32] [--photos 64] [--folder DIR]
 
 - Rate: from JPEG files to chunks on disk, against the encoder alone on the same batches decoded beforehand,
   and against a plain open_clip loop that saves a `.pt`. In turns; the fastest round by the clock, and the
@@ -111,10 +111,11 @@ def bare(batches: list[Tensor], encoder: encoders.Encoder) -> Callable[[], None]
     return run
 
 
-def plain(paths: list[Path], model: str, out: Path) -> Callable[[], None]:
+def plain(paths: list[Path], model: str, precision: str, out: Path) -> Callable[[], None]:
     """The loop one would write first: open, preprocess, encode, keep in a list, save; a pass per view."""
+    dtype = getattr(torch, precision)
     network, _, preprocess = open_clip.create_model_and_transforms(model)
-    network.eval()
+    network.eval().to(dtype)
 
     @torch.inference_mode()
     def run() -> None:
@@ -122,7 +123,7 @@ def plain(paths: list[Path], model: str, out: Path) -> Callable[[], None]:
         for start in range(0, VIEWS * len(paths), BATCH):
             files = (VIEWS * paths)[start : start + BATCH]
             batch = [preprocess(Image.open(path).convert("RGB")) for path in files]  # type: ignore[operator]
-            rows.append(network.encode_image(torch.stack(batch)))  # type: ignore[arg-type, operator]
+            rows.append(network.encode_image(torch.stack(batch).to(dtype)))  # type: ignore[arg-type, operator]
         torch.save({"features": torch.cat(rows), "paths": [str(path) for path in paths]}, out)
 
     return run
@@ -185,19 +186,19 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def rates(paths: list[Path], folder: Path, work: Path, model: str, rounds: int) -> None:
+def rates(paths: list[Path], folder: Path, work: Path, model: str, precision: str, rounds: int) -> None:
     """Print the rates, and what an epoch costs with and without the cache."""
-    encoder = encoders.load("open_clip", "image", model=model, weights="random", precision="float32")
+    encoder = encoders.load("open_clip", "image", model=model, weights="random", precision=precision)
     batches, saved = list(prepared(paths, encoder)), work / "rows.pt"
     sides = {
         "bare encoder": bare(batches, encoder),
         "spaner extraction": ours(folder, work / "timed", encoder),
-        "plain loop": plain(paths, model, saved),
+        "plain loop": plain(paths, model, encoder.spec.precision, saved),
     }
     bare(batches[:1], encoder)()
     found = [[timed(side, len(paths)) for side in sides.values()] for _ in range(rounds)]
     costs = np.array(found).min(axis=0)
-    print(f"{model}, float32, {len(paths)} rows of {VIEWS} views, {torch.get_num_threads()} threads")
+    print(f"{model}, {encoder.spec.precision}, {len(paths)} rows of {VIEWS} views, {torch.get_num_threads()} threads")
     print("                      rows/s   of bare   processor ms per row   of bare")
     for name, (wall, processor) in zip(sides, costs, strict=True):
         shares = costs[0, 0] / wall, costs[0, 1] / processor
@@ -212,7 +213,7 @@ def epochs(paths: list[Path], folder: Path, cache: Path, model: str, encoder: en
     started = time.perf_counter()
     extract(
         dataset=f"folder:{folder}", cache=cache, model=model, pretrained="random", splits=("train",),
-        templates=("mined",), precision="float32",
+        templates=("mined",), precision=encoder.spec.precision,
     )  # fmt: skip
     print(f"one `spaner extract` of it all, model loading, texts and checks included: "
           f"{time.perf_counter() - started:.1f} s")  # fmt: skip
@@ -229,7 +230,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--model", default="ViT-B-16")
+    parser.add_argument("--precision", default="auto", help="of the encoder, on every side")
     parser.add_argument("--photos", type=int, default=64)
     parser.add_argument(
         "--folder", type=Path, help="your own class folders under DIR/train, instead of made-up photos"
@@ -240,7 +242,7 @@ def main() -> None:
     with TemporaryDirectory() as name:
         work = Path(name)
         folder = options.folder or photos(work / "photos", options.photos, (500, 375))
-        rates(sorted((folder / "train").rglob("*.jpg")), folder, work, options.model, options.rounds)
+        rates(sorted((folder / "train").rglob("*.jpg")), folder, work, options.model, options.precision, options.rounds)
         photos(work / "small", CLASSES, (64, 48))
         once, eight = peak_memory(work, options.rows), peak_memory(work, 8 * options.rows)
     grown = 7 * options.rows * VIEWS * TINY["embed_dim"] * 4 / 1e6
