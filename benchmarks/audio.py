@@ -11,6 +11,7 @@ steadier, most of all with OMP_NUM_THREADS=1, where no thread waits for another.
 
 import argparse
 import copy
+import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +124,7 @@ def main() -> None:
             report(
                 f"spaner, batches of {batch}", wall, taken, base, float((rows - want).norm() / want.norm())
             )
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 
 if __name__ == "__main__":

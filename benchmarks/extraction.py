@@ -1,10 +1,10 @@
 """Extraction beside the bare encoder and a plain loop; memory against rows; training with and without cache.
 
-    OMP_NUM_THREADS=1 python benchmarks/extraction.py [--model ViT-B-16] [--precision float32] [--photos 64] [--folder DIR]
+    python benchmarks/extraction.py [--model ViT-B-16] [--precision float32] [--photos 64] [--folder DIR]
 
 - Rate: from JPEG files to chunks on disk, against the encoder alone on the same batches decoded beforehand,
   and against a plain open_clip loop that saves a `.pt`. In turns; the fastest round by the clock, and the
-  least processor time, which is steadier where other programs run (use one thread: waiting ones count too).
+  least processor time, which is steadier where other programs run (with one thread: waiting ones count too).
 - Memory: peak of a child process that extracts 1x and 8x the rows with a tiny network.
 - Training: an epoch from the cache, and the same epoch with the encoder in the loop.
 
@@ -198,7 +198,8 @@ def rates(paths: list[Path], folder: Path, work: Path, model: str, precision: st
     bare(batches[:1], encoder)()
     found = [[timed(side, len(paths)) for side in sides.values()] for _ in range(rounds)]
     costs = np.array(found).min(axis=0)
-    print(f"{model}, {encoder.spec.precision}, {len(paths)} rows of {VIEWS} views, {torch.get_num_threads()} threads")
+    pictures, threads = f"{len(paths)} rows of {VIEWS} views", f"{torch.get_num_threads()} threads"
+    print(f"{model}, {encoder.spec.precision}, {pictures}, {threads}")
     print("                      rows/s   of bare   processor ms per row   of bare")
     for name, (wall, processor) in zip(sides, costs, strict=True):
         shares = costs[0, 0] / wall, costs[0, 1] / processor
@@ -242,7 +243,14 @@ def main() -> None:
     with TemporaryDirectory() as name:
         work = Path(name)
         folder = options.folder or photos(work / "photos", options.photos, (500, 375))
-        rates(sorted((folder / "train").rglob("*.jpg")), folder, work, options.model, options.precision, options.rounds)
+        rates(
+            sorted((folder / "train").rglob("*.jpg")),
+            folder,
+            work,
+            options.model,
+            options.precision,
+            options.rounds,
+        )
         photos(work / "small", CLASSES, (64, 48))
         once, eight = peak_memory(work, options.rows), peak_memory(work, 8 * options.rows)
     grown = 7 * options.rows * VIEWS * TINY["embed_dim"] * 4 / 1e6

@@ -9,6 +9,7 @@ seeds.
 """
 
 import argparse
+import resource
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ def main() -> None:
         print(line(precision, rows[precision]))
     pairs = zip(*rows.values(), strict=True)
     print(line("difference, same seed", [{key: b[key] - a[key] for key in a} for a, b in pairs]))
+    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 
 if __name__ == "__main__":

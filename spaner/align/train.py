@@ -16,9 +16,9 @@ from spaner.align import methods
 from spaner.align.checkpoint import Run
 from spaner.align.config import TrainConfig
 from spaner.align.data import Task, task
-from spaner.align.device import device_of
+from spaner.align.device import device_of, precision_of
 from spaner.align.evaluate import opened_cache
-from spaner.align.loop import Pairs, Progress, optimise
+from spaner.align.loop import Pairs, Progress, batch_numbers, optimise
 from spaner.cache.errors import RecipeError
 
 
@@ -57,6 +57,7 @@ def finished(
     config: TrainConfig, model: Any, data: Task, history: list[dict[str, float]], seconds: float
 ) -> Run:
     """The run of a model that has been trained on `data`."""
+    arithmetic = precision_of(config.precision, device_of(config.device), batch_numbers(pairs(data), config))
     return Run(
         config=config,
         model=model.cpu().eval(),
@@ -69,7 +70,11 @@ def finished(
         tables=data.tables,
         history=history,
         seconds=seconds,
-        versions={"spaner": version("spaner"), "torch": torch.__version__},
+        versions={
+            "spaner": version("spaner"),
+            "torch": torch.__version__,
+            "arithmetic": str(arithmetic).removeprefix("torch."),
+        },
     )
 
 

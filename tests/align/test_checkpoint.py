@@ -60,7 +60,8 @@ def test_result_holds_what_repeats_the_run(run, cache, folder):
     assert result["config"]["recipe"] == "anchored"
     assert result["draw"]["sha256"] == caches.ids_sha256(cache.table("image/train").ids.tolist())
     assert result["synthetic"] is True
-    assert set(result["versions"]) == {"spaner", "torch"}
+    assert set(result["versions"]) == {"spaner", "torch", "arithmetic"}
+    assert result["versions"]["arithmetic"] == "float32"  # batches this small gain nothing from bfloat16
     assert json.loads((folder / "config.json").read_text()) == result["config"]
 
 
