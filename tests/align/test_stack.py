@@ -140,8 +140,9 @@ def test_models_side_by_side_equal_each_alone_in_values_and_gradients(prompt_len
     ]
     dims = tuple(None if i == constant else 0 for i in range(len(shapes)))
 
-    def attend(*each):
-        return closed_form(*each, heads, "all")
+    def attend(*each: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, prompt, in_weight, in_bias, out_weight = each
+        return closed_form(x, prompt, in_weight, in_bias, out_weight, heads, "all")
 
     whole = torch.vmap(attend, in_dims=dims)(*inputs)
     alone = [
