@@ -114,7 +114,22 @@ def passes(
     """Take all steps of every epoch; after each epoch the means of the losses and the last share of the rate.
 
     `drawn` is what `draws` gives, for one model or stacked for K of them. Yields tensors on the device.
+
+    Raises:
+        RunError: fewer than two samples, or an accelerator without enough memory.
     """
+    try:
+        yield from _passes(pairs, drawn, settings, device, step)
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"the memory of {device} is full; lower batch_size (now {settings.batch_size}), train fewer "
+            "cells of a sweep at once (--stack 1), or use device=cpu"
+        ) from None
+
+
+def _passes(
+    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Settings, device: torch.device, step: Step
+) -> Iterator[tuple[dict[str, Float[Tensor, "*K"]], float]]:
     x, pool = pairs.x.to(device), pairs.pool.to(device)
     bounds = _batch_bounds(len(x), settings.batch_size)
     fractions = _cosine(1.0, settings.epochs * len(bounds))

@@ -99,7 +99,7 @@ def plan(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
 
 
 def _check(config: ExtractConfig) -> None:
-    at_least = {"views": 1, "batch_size": 1, "chunk_rows": 1}
+    at_least = {"views": 1, "batch_size": 1, "chunk_rows": 1, "workers": 1}
     for name, least in at_least.items():
         found = getattr(config, name)
         if found is not None and found < least:

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from spaner import cache as caches
+from spaner.align import loop
+from spaner.align import stack as stacks
 from spaner.align import sweep as sweeps
 from spaner.align.config import TrainConfig
 from spaner.align.evaluate import evaluate
@@ -282,3 +284,22 @@ def test_csv_of_a_failed_cell_leaves_its_numbers_empty(tmp_path):
     failed, good = (tmp_path / "sweep.csv").read_text().splitlines()[1:]
     assert failed == "1,1,failed,,,,,,"
     assert good.startswith("1,2,ok,0.5,0.4")
+
+
+def test_a_stack_too_large_for_the_memory_is_trained_cell_by_cell(cache, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(stacks._Program, "step", full)
+    results = sweep(cache, {"seed": [1, 2]}, BASE, tmp_path, workers=1, stack=2)
+    assert [result["status"] for result in results] == ["ok", "ok"]
+
+
+def test_a_cell_too_large_for_the_memory_fails_and_says_what_to_lower(cache, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "_step", full)
+    (result,) = sweep(cache, {"seed": [1]}, BASE, tmp_path, workers=1)
+    assert result["status"] == "failed"
+    assert "the memory of cpu is full; lower batch_size" in result["reason"]

@@ -221,6 +221,8 @@ def test_an_imagenet_tree_of_real_photographs(extract: Any, sample_data: Path, t
         ({"splits": ("val",)}, "--splits val: photos has no such image split; expected test, train"),
         ({"views": 0}, "--views 0: expected at least 1"),
         ({"batch_size": 0}, "--batch-size 0: expected at least 1"),
+        ({"chunk_rows": 0}, "--chunk-rows 0: expected at least 1"),
+        ({"workers": 0}, "--workers 0: expected at least 1"),
         ({"max_failed": 2.0}, "--max-failed 2.0: expected a share from 0 to 1"),
         ({"templates": ("mind",)}, "did you mean `--templates mined`"),
     ],
