@@ -78,7 +78,7 @@ class TrainConfig:
     lr: float = _option(1e-3, "AdamW's initial learning rate; falls to zero along a cosine.")
     weight_decay: float = _option(0.01, "AdamW's weight decay.")
     precision: Literal["auto", "float32", "bfloat16"] = _option(
-        "auto", "Arithmetic; auto: bfloat16 where it is faster."
+        "auto", "Arithmetic; auto: bfloat16 where it is faster, which the result names."
     )
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps ...")
 

@@ -178,10 +178,12 @@ def show_machine(machine: dict[str, Any]) -> None:
     if not machine:
         return
     gpus = f" ({', '.join(machine['gpus'])})" if machine["gpus"] else ""
+    mixed = machine["device"] == "cpu" and machine["train_precision"] == "bfloat16"
+    small = ", small batches float32" if mixed else ""
     console.say(f"device: {machine['device']}{gpus}, {machine['cores']} cores, {machine['threads']} threads")
     console.say(
         f"precision: extraction {machine['extract_precision']}, since {machine['extract_why']}; "
-        f"training {machine['train_precision']}"
+        f"training {machine['train_precision']}{small}"
     )
 
 
