@@ -1,7 +1,7 @@
 """A sweep over prompt lengths at ImageNet-16's size: one worker, several, and the loop one would write first.
 
-    OMP_NUM_THREADS=2 python benchmarks/sweep.py --shots 16 --epochs 30       the real thing
-    OMP_NUM_THREADS=2 python benchmarks/sweep.py                              scaled down, about a minute
+    OMP_NUM_THREADS=2 python benchmarks/sweep.py --shots 16 --epochs 30 --ways workers     the real thing
+    OMP_NUM_THREADS=2 python benchmarks/sweep.py                     all ways, scaled down, about a minute
 
 Each way runs in a process of its own, evaluation included, on the synthetic cache. Scaled down, a cell takes
 fewer steps of the same size (1,000 classes, 21 templates, width 512, batch 256, all test rows); the
@@ -40,6 +40,7 @@ from spaner.align.loop import _batch_bounds
 from spaner.align.sweep import sweep
 from spaner.align.train import finished
 
+WAYS = ("plain", "worker", "workers", "stack")
 FULL_STEPS = 30 * len(_batch_bounds(CLASSES * 16 * VIEWS, BATCH))
 
 
@@ -184,7 +185,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="30 is the full run; default 1")
     parser.add_argument("--test-rows", type=int, default=50_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--stack", type=int, default=4, help="seeds that are trained as one; 0 leaves it out")
+    parser.add_argument("--stack", type=int, default=4, help="seeds that are trained as one")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what to compare; default all")
     options = parser.parse_args()
     device = device_of("auto").type
     base = {"epochs": options.epochs, "batch_size": BATCH, "device": "cpu"}
@@ -199,11 +201,14 @@ def main() -> None:
         )
         print("| | start | sweep | processor | a step | rest of a cell | largest process | all | projected |")
         print("|---" * 9 + "|")
-        show("plain loop", 1, torch.get_num_threads(), in_a_process(plain, cache, lengths, base))
-        show("1 worker", 1, 1, in_a_process(swept, cache, lengths, base, workers=1))
         many = options.workers
-        show(f"{many} workers", many, many, in_a_process(swept, cache, lengths, base, workers=many))
-        if options.stack:
+        if "plain" in options.ways:
+            show("plain loop", 1, torch.get_num_threads(), in_a_process(plain, cache, lengths, base))
+        if "worker" in options.ways:
+            show("1 worker", 1, 1, in_a_process(swept, cache, lengths, base, workers=1))
+        if "workers" in options.ways:
+            show(f"{many} workers", many, many, in_a_process(swept, cache, lengths, base, workers=many))
+        if "stack" in options.ways:
             for where in dict.fromkeys(["cpu", device]):
                 for stack in (1, options.stack):
                     found = in_a_process(
