@@ -19,8 +19,6 @@ import numpy as np
 import spaner.cache as caches
 from spaner.cache.manifest import EncoderSpec, Manifest
 
-BUFFER = 4096  # rows of the buffer, the longest default chunk
-
 
 def write(path: Path, rows: int, dim: int) -> float:
     """Fill and seal image/train with random rows; seconds."""
@@ -109,11 +107,12 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         path = Path(folder) / ("cache.h5" if options.format == "h5" else "cache")
-        plain, buffer = Path(folder) / "rows.npy", np.empty((BUFFER, 1, options.dim), np.float16)
+        plain = Path(folder) / "rows.npy"
         seconds = write(path, options.rows, options.dim)
         with caches.open(path) as cache:
-            export(cache.table("image/train"), plain)
-            buffer = buffer[: cache.table("image/train").manifest.chunk]
+            table = cache.table("image/train")
+            export(table, plain)
+            buffer = np.empty((table.manifest.chunk, 1, options.dim), np.float16)
         first, opening = (
             best(lambda: open_and_look(path), 1),
             best(lambda: open_and_look(path), options.rounds),

@@ -17,11 +17,9 @@ Differs from the reference in: nothing. Where the paper contradicts itself both 
 `AttentionAligner`.
 """
 
-import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -77,20 +75,11 @@ class AttentionAligner(nn.Module):
         self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]
     ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B D"]]:
         """Projected embeddings f (eq. 2) and pooled tokens z (eq. 3), neither normalised."""
-        if self.pool == "output":
-            attended, z = self._attend_and_pool(x, prompt)
-        else:
+        attended, z = self._attend_and_pool(x, prompt)
+        if self.pool == "input":
             strongest = prompt.max(0).values
             z = torch.where(strongest > x, strongest, x)
-            attended = self._attend(x, prompt) if self.project == "residual" else x
         return self.proj(attended + x if self.project == "residual" else x), z
-
-    def _attend(self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]) -> Float[Tensor, "B D"]:
-        """x' alone, when the rows S' are not asked for."""
-        (q, k, v), (_, keys, values) = self._project(x), self._project(prompt)
-        on_x, on_prompt = self._weights_of_sample(q, k, keys)
-        mixed = on_x * v + on_prompt @ values  # (H, B, D/H)
-        return F.linear(mixed.transpose(0, 1).flatten(1), self.attn.out_proj.weight, self.attn.out_proj.bias)
 
     def _attend_and_pool(
         self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]
@@ -100,20 +89,3 @@ class AttentionAligner(nn.Module):
         weights = (attn.in_proj_weight[None], attn.in_proj_bias[None], attn.out_proj.weight[None])
         attended, z = closed_form(x[None], prompt[None], *weights, self.heads, self.attend)
         return attended[0] + attn.out_proj.bias, z[0] + attn.out_proj.bias
-
-    def _project(self, tokens: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries, keys and values, (H, N, D/H) each."""
-        qkv = F.linear(tokens, self.attn.in_proj_weight, self.attn.in_proj_bias)
-        q, k, v = qkv.unflatten(1, (3, self.heads, -1)).permute(1, 2, 0, 3)
-        return q / math.sqrt(q.shape[-1]), k, v
-
-    def _weights_of_sample(
-        self, q: Float[Tensor, "H B d"], k: Float[Tensor, "H B d"], keys: Float[Tensor, "H P d"]
-    ) -> tuple[Float[Tensor, "H B 1"], Float[Tensor, "H B P"]]:
-        """The weights that x gives to itself and to the prompt."""
-        to_prompt = q @ keys.mT
-        if self.attend == "prompt":
-            return torch.zeros_like(to_prompt[..., :1]), to_prompt.softmax(-1)
-        to_itself = (q * k).sum(-1, keepdim=True)
-        weights = torch.cat([to_itself, to_prompt], dim=-1).softmax(-1)
-        return weights[..., :1], weights[..., 1:]

@@ -75,15 +75,16 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Float[Tensor, "G B D"],
-        prompt: Float[Tensor, "G P D"],
-        in_weight: Float[Tensor, "G 3*D D"],
-        in_bias: Float[Tensor, "G 3*D"],
-        out_weight: Float[Tensor, "G D D"],
+        x: Tensor,
+        prompt: Tensor,
+        in_weight: Tensor,
+        in_bias: Tensor,
+        out_weight: Tensor,
         heads: int,
         attend: str,
         arithmetic: torch.dtype,
     ) -> tuple[Tensor, ...]:
+        """Arguments of `closed_form`, and the type of its products."""
         samples, w_in = x.shape[1], in_weight.to(arithmetic).view_as(in_weight)  # never the input itself
         rows = torch.cat([x, prompt], dim=1).to(arithmetic)
         qkv = torch.baddbmm(in_bias[:, None].to(arithmetic), rows, w_in.mT)

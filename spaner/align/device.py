@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -73,35 +73,35 @@ def threads(numbers: int, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
+def fast_products(device: torch.device) -> AbstractContextManager[None]:
     """Let oneDNN instead of MKL multiply float32 matrices on a CPU where it does so in float32.
 
     On AMD's processors, for which MKL has no AVX-512 kernels, that is twice as fast. torch offers it under
     the name of bfloat16 products, which is what oneDNN makes of it where the processor has AMX: hence the
     trial.
     """
-    route, before = _onednn(), _onednn().fp32_precision
-    if device.type == "cpu" and _onednn_is_exact():
-        route.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        route.fp32_precision = before
+    return _by_onednn() if device.type == "cpu" and _onednn_is_exact() else nullcontext()
 
 
 @cache
 def _onednn_is_exact() -> bool:
     """Whether a float32 product by oneDNN is as near to the true one as float32 is; bfloat16 is not."""
-    a, b = torch.linspace(-1, 1, 256 * 512).sin().view(256, 512), torch.linspace(-7, 9, 512 * 512).cos()
-    truth = a.double() @ b.view(512, 512).double()
+    a = torch.linspace(-1, 1, 256 * 512).sin().view(256, 512)
+    b = torch.linspace(-7, 9, 512 * 512).cos().view(512, 512)
+    truth = a.double() @ b.double()
+    with _by_onednn():
+        found = a @ b
+    return bool((found - truth).norm() < 1e-5 * truth.norm())
+
+
+@contextmanager
+def _by_onednn() -> Iterator[None]:
     route, before = _onednn(), _onednn().fp32_precision
     route.fp32_precision = "bf16"
     try:
-        found = a @ b.view(512, 512)
+        yield
     finally:
         route.fp32_precision = before
-    return bool((found - truth).norm() < 1e-5 * truth.norm())
 
 
 def _onednn() -> Any:

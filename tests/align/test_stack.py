@@ -154,4 +154,4 @@ def test_models_side_by_side_equal_each_alone_in_values_and_gradients(prompt_len
         torch.autograd.grad((out[0] * weight + out[1] * weight.sin()).sum(), inputs) for out in (whole, apart)
     ]
     for a, b in zip((*whole, *grads[0]), (*apart, *grads[1]), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
