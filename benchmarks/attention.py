@@ -16,8 +16,8 @@ from contextlib import nullcontext
 import torch
 from concatenated import ConcatenatedAligner
 
-from spaner.align.attention import AttentionAligner
-from spaner.align.device import fast_products, keep_freed_memory
+from spaner.align.methods.attention import AttentionAligner
+from spaner.device import fast_products, keep_freed_memory
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = time.perf_counter

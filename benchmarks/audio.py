@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spaner.extract import audio_encoder, fbsp
-from spaner.extract.audio import RATE, SUFFIXES, Recording, waveform
-from spaner.extract.audio_encoder import AudioEncoder
-from spaner.extract.esresnext import ESResNeXtFBSP
+from spaner.extract.datasets.audio import RATE, SUFFIXES, Recording, waveform
+from spaner.extract.encoders import esresnext as audio_encoder
+from spaner.extract.encoders import fbsp
+from spaner.extract.encoders.esresnext import AudioEncoder
+from spaner.extract.encoders.esresnext_network import ESResNeXtFBSP
 
 ESC50 = 2_000
 CORES = 2

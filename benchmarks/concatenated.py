@@ -1,6 +1,6 @@
 """The aligner as one would write it first: `nn.MultiheadAttention` over [x; S] for every sample.
 
-The tests hold `spaner.align.attention` equal to it; the benchmarks measure against it.
+The tests hold `spaner.align.methods.attention` equal to it; the benchmarks measure against it.
 """
 
 import torch

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from spaner.align import geometry, intervals, metrics, retrieval
+from spaner.align.score import geometry, intervals, metrics, retrieval
 
 
 def vectors(rows: int, classes: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:

@@ -24,10 +24,10 @@ import numpy as np
 from synthetic import make
 
 from spaner import cache as caches
-from spaner.align import checkpoint
-from spaner.align.evaluate import evaluate_pair
-from spaner.align.extend import extend
-from spaner.align.train import fit
+from spaner.align.score.evaluate import evaluate_pair
+from spaner.align.train import run as checkpoint
+from spaner.align.train.extend import extend
+from spaner.align.train.fit import fit
 
 WIDTHS = (64, 128, 256, 512, 768, 2048)
 """Of the third to the eighth modality: narrower than the prompt, as wide, and wider."""

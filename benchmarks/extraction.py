@@ -29,14 +29,15 @@ from PIL import Image
 from torch import Tensor
 
 import spaner.cache as caches
-from spaner.align.config import TrainConfig
-from spaner.align.data import task
-from spaner.align.spaner import Spaner
-from spaner.align.train import fit
-from spaner.extract import encoder as encoders
-from spaner.extract import extract, pipeline
-from spaner.extract.dataset import read
-from spaner.extract.images import decode
+from spaner.align.methods.spaner import Spaner
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit
+from spaner.align.train.task import task
+from spaner.extract import pipeline
+from spaner.extract.datasets.dataset import read
+from spaner.extract.datasets.images import decode
+from spaner.extract.encoders import encoder as encoders
+from spaner.extract.extract import extract
 
 VIEWS, BATCH, CLASSES, EPOCHS = 2, 64, 8, 5
 TINY = {

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from spaner.align import metrics
-from spaner.align.device import fast_products, keep_freed_memory
-from spaner.align.spaner import Spaner
+from spaner.align.methods.spaner import Spaner
+from spaner.align.score import metrics
+from spaner.device import fast_products, keep_freed_memory
 
 BATCH = 256
 

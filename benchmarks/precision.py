@@ -19,8 +19,8 @@ from typing import Any
 from synthetic import make
 
 import spaner
-from spaner.align.evaluate import evaluate
-from spaner.align.sweep import scores
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train.sweep import scores
 
 SHOWN = {"text": 100, "semantic": 100, "gap": 100, "text_cosine": 1, "semantic_cosine": 1, "margin": 1}
 PRECISIONS = ("float32", "bfloat16")

@@ -32,13 +32,13 @@ from synthetic import make
 from train import BATCH, CLASSES, VIEWS, plain_model, plain_steps
 
 from spaner import cache as caches
-from spaner.align.config import TrainConfig
-from spaner.align.data import task
-from spaner.align.device import device_of
-from spaner.align.evaluate import evaluate
-from spaner.align.loop import _batch_bounds
-from spaner.align.sweep import sweep
-from spaner.align.train import finished
+from spaner.align.methods.loop import _batch_bounds
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import finished
+from spaner.align.train.sweep import sweep
+from spaner.align.train.task import task
+from spaner.device import device_of
 
 WAYS = ("plain", "worker", "workers", "stack")
 FULL_STEPS = 30 * len(_batch_bounds(CLASSES * 16 * VIEWS, BATCH))

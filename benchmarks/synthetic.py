@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 import spaner.cache as caches
-from spaner.align.evaluate import zero_shot
+from spaner.align.score.evaluate import zero_shot
 from spaner.cache.manifest import EncoderSpec, digest
 from spaner.extract.templates import templates
 

@@ -21,13 +21,13 @@ from concatenated import ConcatenatedAligner
 from torch.utils.data import DataLoader, TensorDataset
 
 from spaner import cache as caches
-from spaner.align import loop
-from spaner.align.config import TrainConfig
-from spaner.align.data import Task
-from spaner.align.device import fast_products, keep_freed_memory, precision_of
-from spaner.align.rows import Draw
-from spaner.align.spaner import Spaner
-from spaner.align.train import pairs
+from spaner.align.methods import loop
+from spaner.align.methods.spaner import Spaner
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import pairs
+from spaner.align.train.rows import Draw
+from spaner.align.train.task import Task
+from spaner.device import fast_products, keep_freed_memory, precision_of
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = time.perf_counter

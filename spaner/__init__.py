@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spaner.align.checkpoint import load as load
-    from spaner.align.evaluate import evaluate as evaluate
-    from spaner.align.sweep import sweep as sweep
-    from spaner.align.train import fit as fit
+    from spaner.align.score.evaluate import evaluate as evaluate
+    from spaner.align.train.fit import fit as fit
+    from spaner.align.train.run import load as load
+    from spaner.align.train.sweep import sweep as sweep
     from spaner.cache import create as create
     from spaner.cache import few_shot as few_shot
     from spaner.cache import open as open
@@ -28,12 +28,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "create": "spaner.cache",
     "encode": "spaner.extract",
-    "evaluate": "spaner.align.evaluate",
+    "evaluate": "spaner.align.score.evaluate",
     "few_shot": "spaner.cache",
-    "fit": "spaner.align.train",
-    "load": "spaner.align.checkpoint",
+    "fit": "spaner.align.train.fit",
+    "load": "spaner.align.train.run",
     "open": "spaner.cache",
-    "sweep": "spaner.align.sweep",
+    "sweep": "spaner.align.train.sweep",
 }
 
 __all__ = [

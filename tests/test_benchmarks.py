@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import spaner.cache as caches
-from spaner.align.evaluate import zero_shot
+from spaner.align.score.evaluate import zero_shot
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 synthetic = import_module("synthetic")

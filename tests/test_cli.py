@@ -13,7 +13,7 @@ import torch
 import typer.main
 from safetensors.torch import load_file
 
-from spaner.align.config import TrainConfig
+from spaner.align.train.config import TrainConfig
 from spaner.cli import app
 from spaner.cli.options import parse, type_of
 from spaner.extract.config import ExtractConfig

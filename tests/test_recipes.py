@@ -11,11 +11,12 @@ import torch
 import typer
 
 import spaner.cache
-from spaner.align import methods, paper_tables
-from spaner.align.config import TrainConfig, recipe_grid
-from spaner.align.sweep import plan
-from spaner.cache.errors import RecipeError
+from spaner.align.methods import method as methods
+from spaner.align.paper import image_text as paper_tables
+from spaner.align.train.config import TrainConfig, recipe_grid
+from spaner.align.train.sweep import plan
 from spaner.cli import app
+from spaner.errors import RecipeError
 from spaner.extract.templates import templates
 from tests.conftest import Outcome
 

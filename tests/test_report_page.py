@@ -98,9 +98,9 @@ def browse(page: Path, width: int = 1280, *, dark: bool = False) -> dict[str, An
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
     """A report about two runs and a sweep, as the command writes it."""
-    from spaner.align.config import TrainConfig
     from spaner.align.report.write import write
-    from spaner.align.sweep import sweep
+    from spaner.align.train.config import TrainConfig
+    from spaner.align.train.sweep import sweep
     from spaner.cli.train import train_and_score
 
     place = tmp_path_factory.mktemp("page")

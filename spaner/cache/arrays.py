@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.listing import ids_sha256
 from spaner.cache.manifest import DTYPES, EncoderSpec, Manifest, default_chunk_rows
 from spaner.cache.writer import Writer
+from spaner.errors import CacheError, Corrupt
 
 
 def brought(name: str, modality: str, features: Float[np.ndarray, "N V D"]) -> EncoderSpec:

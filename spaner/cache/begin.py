@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Int
 
 from spaner.cache import files
-from spaner.cache.errors import CacheError, Mismatch
 from spaner.cache.listing import drawn_sha256, ids_sha256, pack
 from spaner.cache.manifest import SCHEMA, Manifest
 from spaner.cache.store import ArraySpec, Store, layout, stored_layout
 from spaner.cache.zarr_store import ZarrStore
+from spaner.errors import CacheError, Mismatch
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 Draws = Mapping[str, Int[np.ndarray, " K"]]

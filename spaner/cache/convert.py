@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from spaner.cache import begin, files, hdf5_store, seal
-from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.library import Cache
 from spaner.cache.library import open as open_cache
 from spaner.cache.publish import ensure_root, root_lock
 from spaner.cache.table import Table
 from spaner.cache.zarr_store import ZarrStore
+from spaner.errors import CacheError, Corrupt
 
 
 def convert(source: str | Path, target: str | Path) -> None:

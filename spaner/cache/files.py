@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 FOLDS = 5
 MOST_SHOTS = 4  # ESC-50 has 8 clips per class and fold

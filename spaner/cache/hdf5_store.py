@@ -18,9 +18,9 @@ import h5py
 import numpy as np
 
 from spaner.cache import files
-from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.manifest import SCHEMA, Manifest, canonical
 from spaner.cache.store import ArraySpec, Store, stored_layout
+from spaner.errors import CacheError, Corrupt
 
 HEADER = 512
 BLOCK = 1 << 22

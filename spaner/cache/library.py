@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner.cache import arrays, begin, hdf5_store, seal, verify
-from spaner.cache.errors import CacheError, Corrupt, Mismatch, Unsealed
 from spaner.cache.lock import Lock
 from spaner.cache.manifest import EncoderSpec, Manifest
 from spaner.cache.opening import parts_of, stores_at
@@ -24,6 +23,7 @@ from spaner.cache.table import Table
 from spaner.cache.verify import Problem
 from spaner.cache.writer import Writer
 from spaner.cache.zarr_store import ZarrStore
+from spaner.errors import CacheError, Corrupt, Mismatch, Unsealed
 
 
 def open(path: str | Path) -> "Cache":

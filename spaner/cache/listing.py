@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 REASON_BYTES = 160
 

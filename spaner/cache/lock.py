@@ -11,8 +11,8 @@ import socket
 from pathlib import Path
 from typing import Any, Self
 
-from spaner.cache.errors import Busy, CacheError
 from spaner.cache.files import writing
+from spaner.errors import Busy, CacheError
 
 
 def _fcntl() -> Any:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self
 
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 SCHEMA = "spaner-cache/1"
 DTYPES = {"float16": 2, "float32": 4}  # bytes of a number

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from spaner.cache import seal
-from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.hdf5_store import HEADER, Hdf5Store
 from spaner.cache.manifest import SCHEMA
 from spaner.cache.store import Store
 from spaner.cache.zarr_store import ZarrStore
+from spaner.errors import CacheError, Corrupt
 
 
 def parts_of(path: Path) -> Path:

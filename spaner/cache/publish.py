@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from spaner.cache import begin, files, hdf5_store
-from spaner.cache.errors import Busy, CacheError
 from spaner.cache.hdf5_store import Hdf5Store
 from spaner.cache.lock import Lock, lock_path
 from spaner.cache.store import Store
 from spaner.cache.zarr_store import ZarrStore
+from spaner.errors import Busy, CacheError
 
 
 def root_lock(path: Path) -> Lock:

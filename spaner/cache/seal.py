@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from spaner.cache.errors import Corrupt
 from spaner.cache.manifest import SCHEMA, Manifest, digest
 from spaner.cache.store import LISTING_CHUNK, Store
+from spaner.errors import Corrupt
 
 
 def chunk_checksum(features: np.ndarray, status: np.ndarray, reason: np.ndarray) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 VAL_SHOTS = 4
 

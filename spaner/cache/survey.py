@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spaner.cache import hdf5_store, library
-from spaner.cache.errors import CacheError, SpanerError, Unsealed
 from spaner.cache.opening import parts_of
+from spaner.errors import CacheError, SpanerError, Unsealed
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from spaner.cache import seal
-from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.listing import unpack
 from spaner.cache.manifest import Manifest
 from spaner.cache.store import FAILED, OK, Store
 from spaner.cache.subset import few_shot
+from spaner.errors import CacheError, Corrupt
 
 
 class Table:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from spaner.cache import seal
-from spaner.cache.errors import CacheError
 from spaner.cache.manifest import Manifest
 from spaner.cache.store import Store
+from spaner.errors import CacheError
 
 AGAIN = "extract it again with --overwrite"
 REPAIR = "run `spaner cache repair`"

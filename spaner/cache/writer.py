@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from spaner.cache import files, seal
-from spaner.cache.errors import CacheError, Corrupt, Unsealed
 from spaner.cache.listing import REASON_BYTES, pack_reason, unpack
 from spaner.cache.manifest import Manifest
 from spaner.cache.store import FAILED, OK
 from spaner.cache.zarr_store import ZarrStore
+from spaner.errors import CacheError, Corrupt, Unsealed
 
 
 class Writer:

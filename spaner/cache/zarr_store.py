@@ -19,9 +19,9 @@ from weakref import WeakSet
 import numpy as np
 
 from spaner.cache import files
-from spaner.cache.errors import CacheError, Corrupt
 from spaner.cache.manifest import Manifest
 from spaner.cache.store import ArraySpec, stored_layout
+from spaner.errors import CacheError, Corrupt
 
 MAP_FROM = 1 << 16  # bytes from which mapping a chunk beats reading it
 MAPS = 256  # each live map holds a file descriptor; beyond these, chunks are read

@@ -8,20 +8,9 @@ from typing import Annotated
 
 import typer
 
-from spaner.cache.errors import SpanerError
-from spaner.cli import (
-    cache,
-    console,
-    demo,
-    doctor,
-    evaluate,
-    extend,
-    extract,
-    report,
-    reproduce,
-    sweep,
-    train,
-)
+from spaner.cli import cache, console, demo, doctor, extend, extract, report, reproduce, sweep, train
+from spaner.cli import eval as evaluate
+from spaner.errors import SpanerError
 
 app = typer.Typer(
     name="spaner",

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spaner.cache.errors import Corrupt
 from spaner.cli import console
+from spaner.errors import Corrupt
 
 app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, convert and export a cache.")
 
@@ -141,7 +141,7 @@ def repair(
 
     Example: `spaner cache repair cache/photos --dataset folder:photos`
     """
-    from spaner.extract import repair as mend
+    from spaner.extract.repair import repair as mend
 
     with console.progress() as progress:
         places = {"dataset": dataset, "data_root": data_root, "model": model, "pretrained": pretrained}

@@ -41,14 +41,14 @@ def demo(
 
 def _extract(cache: Path) -> None:
     from spaner.cli.extract import print_summary
-    from spaner.extract import extract
+    from spaner.extract.extract import extract
 
     with console.progress() as progress:
         print_summary(extract(dataset="digits", cache=cache, progress=progress))
 
 
 def _train(cache: Path, runs: Path) -> None:
-    from spaner.align.config import TrainConfig
+    from spaner.align.train.config import TrainConfig
     from spaner.cli.train import print_scores, train_and_score
 
     results = {}
@@ -60,8 +60,8 @@ def _train(cache: Path, runs: Path) -> None:
 
 
 def _extend(cache: Path, runs: Path) -> None:
-    from spaner.align.checkpoint import load
-    from spaner.align.config import ExtendConfig
+    from spaner.align.train.config import ExtendConfig
+    from spaner.align.train.run import load
     from spaner.cli.extend import extend_and_check, print_extension
 
     config = ExtendConfig(modality="audio")
@@ -71,7 +71,7 @@ def _extend(cache: Path, runs: Path) -> None:
 
 
 def _sweep(cache: Path, folder: Path) -> Path | None:
-    from spaner.align.sweep import summary, sweep
+    from spaner.align.train.sweep import summary, sweep
     from spaner.cli.sweep import draw, print_summary
 
     grid = {"prompt_length": [1, 2, 4, 8], "seed": [1, 2, 3]}

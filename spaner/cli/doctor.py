@@ -54,7 +54,7 @@ def doctor(
 def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
     """Everything on the page, as JSON types. `problems` pairs what is wrong with what mends it."""
     from spaner.cache.survey import survey
-    from spaner.extract.roots import roots
+    from spaner.extract.datasets.roots import roots
 
     packages, broken = installed()
     data = [asdict(root) for root in roots()]
@@ -113,7 +113,7 @@ def compute() -> dict[str, Any]:
     """Devices, threads, and the arithmetic that `--precision auto` takes in either stage, with the reason."""
     import torch
 
-    from spaner.align.device import device_of, precision_of
+    from spaner.device import device_of, precision_of
     from spaner.extract.device import choose_device, choose_precision
 
     device = choose_device()

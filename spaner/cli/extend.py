@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from spaner.align.config import ExtendConfig
-from spaner.cache.errors import RunError
+from spaner.align.train.config import ExtendConfig
 from spaner.cli import console
 from spaner.cli.options import with_options
+from spaner.errors import RunError
 
 
 @with_options(ExtendConfig)
@@ -25,7 +25,7 @@ def extend(
 
     Example: `spaner extend --run runs/digits --modality audio --cache cache/digits`
     """
-    from spaner.align import checkpoint
+    from spaner.align.train import run as checkpoint
 
     config = ExtendConfig(**options)
     folder = out or run.with_name(f"{run.name}+{config.modality}")
@@ -41,8 +41,8 @@ def extend_and_check(
     run: Any, cache: Path, config: ExtendConfig, folder: Path, *, replace: bool = False
 ) -> dict[str, Any]:
     """Extend, prove that nothing else moved, save, and score the newcomer if the cache has a test table."""
-    from spaner.align.evaluate import evaluate, evaluate_pair
-    from spaner.align.extend import extend as train
+    from spaner.align.score.evaluate import evaluate, evaluate_pair
+    from spaner.align.train.extend import extend as train
     from spaner.cache import open as open_cache
 
     with open_cache(cache) as opened, console.progress("epochs") as progress:

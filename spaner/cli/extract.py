@@ -21,7 +21,7 @@ def extract(
 
     Examples: `spaner extract --dataset digits` · `spaner extract --dataset folder:photos --modality image`
     """
-    from spaner.extract import extract as run
+    from spaner.extract.extract import extract as run
 
     with console.progress() as progress:
         summary = run(ExtractConfig(**options), progress=progress)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from spaner.cache.errors import RecipeError
+from spaner.errors import RecipeError
 
 
 def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:

@@ -46,9 +46,9 @@ def reproduce(
     """
     from json import loads
 
+    from spaner.align.paper.reproduce import Setup
+    from spaner.align.paper.reproduce import reproduce as make
     from spaner.align.report.write import write
-    from spaner.align.reproduce import Setup
-    from spaner.align.reproduce import reproduce as make
 
     data = dataset or ("imagenet-esc-19" if artifact in SOUND else "imagenet")
     setup = Setup(

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from spaner.align.config import TrainConfig, recipe_grid
-from spaner.cache.errors import RunError
+from spaner.align.train.config import TrainConfig, recipe_grid
 from spaner.cli import console
 from spaner.cli.options import flag, parse, type_of, with_options
 from spaner.cli.train import Recipe
+from spaner.errors import RunError
 
 List = Annotated[str | None, typer.Option(metavar="a,b,…", rich_help_panel="Lists to sweep over")]
 
@@ -51,7 +51,7 @@ def sweep(
 
     Example: `spaner sweep --cache cache/digits --prompt-lengths 1,2,4,8 --seeds 1,2,3`
     """
-    from spaner.align import sweep as sweeps
+    from spaner.align.train import sweep as sweeps
 
     typed = {name: value for name, value in locals().items() if name in sweeps.AXES and value is not None}
     listed = {name: each for name, each in recipe_grid(recipe).items() if name not in options}
@@ -99,7 +99,7 @@ def draw(results: Sequence[dict[str, Any]], folder: Path) -> Path | None:
     done = [r for r in results if r["status"] == "ok"]
     if len({r["config"]["prompt_length"] for r in done}) < 2:
         return None
-    from spaner.align.figures import prompt_length_figure
+    from spaner.align.report.figures import prompt_length_figure
 
     prompt_length_figure(done, folder / "prompt_length.png")
     return folder / "prompt_length.png"

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spaner.align.config import TrainConfig
+from spaner.align.train.config import TrainConfig
 from spaner.cli import console
 from spaner.cli.options import with_options
 
@@ -46,8 +46,8 @@ def train(
 
 def train_and_score(cache: Path, config: TrainConfig, out: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """Fit, save, score, and save the scores: a failing evaluation does not lose the training."""
-    from spaner.align.evaluate import evaluate
-    from spaner.align.train import fit
+    from spaner.align.score.evaluate import evaluate
+    from spaner.align.train.fit import fit
     from spaner.cache import open as open_cache
 
     with open_cache(cache) as opened, console.progress("epochs") as progress:

@@ -1,7 +1,7 @@
 """Stage 1: files in, sealed cache out.
 
-    from spaner.extract import extract
-    summary = extract(dataset="folder:photos", cache="cache/photos")
+    from spaner.extract import encode
+    summary = encode(dataset="folder:photos", cache="cache/photos")
 
 The names below are imported when first used, so ``ExtractConfig`` (and with it ``--help``) needs no torch.
 """
@@ -11,27 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spaner.extract.config import ExtractConfig as ExtractConfig
-    from spaner.extract.dataset import Dataset as Dataset
-    from spaner.extract.dataset import Split as Split
-    from spaner.extract.dataset import read as read
-    from spaner.extract.encoder import Encoder as Encoder
-    from spaner.extract.encoder import load as load
-    from spaner.extract.mend import repair as repair
-    from spaner.extract.run import extract as encode
-    from spaner.extract.run import extract as extract
+    from spaner.extract.datasets.dataset import Dataset as Dataset
+    from spaner.extract.datasets.dataset import Split as Split
+    from spaner.extract.datasets.dataset import read as read
+    from spaner.extract.encoders.encoder import Encoder as Encoder
+    from spaner.extract.encoders.encoder import load as load
+    from spaner.extract.extract import extract as encode
     from spaner.extract.summary import Summary as Summary
 
 _PUBLIC = {
-    "Dataset": "spaner.extract.dataset:Dataset",
-    "Encoder": "spaner.extract.encoder:Encoder",
+    "Dataset": "spaner.extract.datasets.dataset:Dataset",
+    "Encoder": "spaner.extract.encoders.encoder:Encoder",
     "ExtractConfig": "spaner.extract.config:ExtractConfig",
-    "Split": "spaner.extract.dataset:Split",
+    "Split": "spaner.extract.datasets.dataset:Split",
     "Summary": "spaner.extract.summary:Summary",
-    "encode": "spaner.extract.run:extract",  # spaner.encode: the name spaner.extract is this package
-    "extract": "spaner.extract.run:extract",
-    "load": "spaner.extract.encoder:load",
-    "read": "spaner.extract.dataset:read",
-    "repair": "spaner.extract.mend:repair",
+    "encode": "spaner.extract.extract:extract",  # spaner.encode: the name spaner.extract is this package
+    "load": "spaner.extract.encoders.encoder:load",
+    "read": "spaner.extract.datasets.dataset:read",
 }
 
 __all__ = [
@@ -41,10 +37,8 @@ __all__ = [
     "Split",
     "Summary",
     "encode",
-    "extract",
     "load",
     "read",
-    "repair",
 ]
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from spaner.cache.errors import EncoderError
+from spaner.errors import EncoderError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spaner.cache.errors import EncoderError, SpanerError
 from spaner.cache.library import Writer
-from spaner.extract.dataset import Split
-from spaner.extract.encoder import Encoder
+from spaner.errors import EncoderError, SpanerError
+from spaner.extract.datasets.dataset import Split
+from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.purity import fixed_batch
 
 NOT_FINITE = "features are not finite"

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from spaner.cache.errors import DatasetError
 from spaner.cache.listing import drawn_sha256, ids_sha256
 from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.cache.subset import few_shot_splits, read_draw
+from spaner.errors import DatasetError
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
-from spaner.extract.dataset import Dataset, Split
+from spaner.extract.datasets.dataset import Dataset, Split
 from spaner.extract.templates import table_name, templates
 
 INDEX_FILE = re.compile(r"shot_(\d+)-seed_(\d+)\.json$")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spaner.cache.errors import EncoderError
-from spaner.extract.encoder import Encoder
+from spaner.errors import EncoderError
+from spaner.extract.encoders.encoder import Encoder
 
 LIMITS = {"float32": 1e-3}
 LOWER_LIMIT = 3e-2

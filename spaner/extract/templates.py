@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-from spaner.cache.errors import DatasetError
+from spaner.errors import DatasetError
 
 NAMES = ("mined", "vanilla", "classname", "ensemble", "hand_crafted")
 

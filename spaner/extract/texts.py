@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from spaner.cache.library import Cache, Writer
 from spaner.cache.manifest import Manifest
-from spaner.extract.encoder import Encoder
+from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.pipeline import NOT_FINITE, check_range
 from spaner.extract.templates import fill as put
 

@@ -5,9 +5,9 @@ import importlib
 import pytest
 import torch
 
-from spaner.align import methods
-from spaner.align.methods import ALIGNERS, Aligner
-from spaner.cache.errors import RecipeError
+from spaner.align.methods import method as methods
+from spaner.align.methods.method import ALIGNERS, Aligner
+from spaner.errors import RecipeError
 
 DIM, OUT, HEADS, BATCH, LENGTH = 20, 13, 5, 7, 3
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaner.align import closed_form
-from spaner.align.attention import AttentionAligner
-from spaner.cache.errors import RecipeError
+from spaner.align.methods import closed_form
+from spaner.align.methods.attention import AttentionAligner
+from spaner.errors import RecipeError
 
 ConcatenatedAligner = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "concatenated.py"))[
     "ConcatenatedAligner"

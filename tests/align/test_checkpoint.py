@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spaner import cache as caches
-from spaner.align import checkpoint
-from spaner.align.train import fit
-from spaner.cache.errors import Mismatch, RunError
+from spaner.align.train import run as checkpoint
+from spaner.align.train.fit import fit
+from spaner.errors import Mismatch, RunError
 
 
 @pytest.fixture(scope="module")

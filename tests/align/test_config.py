@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from spaner.align.config import RECIPES, TrainConfig
-from spaner.cache.errors import RecipeError
+from spaner.align.train.config import RECIPES, TrainConfig
+from spaner.errors import RecipeError
 
 
 def test_paper_recipe_is_the_default():
@@ -110,5 +110,5 @@ def test_value_without_meaning(setting, value, message):
 
 
 def test_settings_need_no_torch():
-    code = "import sys; sys.modules['torch'] = None; import spaner.align.config as c; c.TrainConfig()"
+    code = "import sys; sys.modules['torch'] = None; import spaner.align.train.config as c; c.TrainConfig()"
     subprocess.run([sys.executable, "-c", code], check=True)

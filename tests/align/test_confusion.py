@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from spaner.align.confusion import confusion_matrix, most_confused_classes, most_confused_pairs
-from spaner.align.metrics import match
-from spaner.cache.errors import DatasetError
+from spaner.align.score.confusion import confusion_matrix, most_confused_classes, most_confused_pairs
+from spaner.align.score.metrics import match
+from spaner.errors import DatasetError
 
 NAMES = ["cat", "dog", "toad", "frog", "ship"]
 #          label, what the row looks like

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align.config import TrainConfig
-from spaner.align.data import task
-from spaner.cache.errors import CacheError, Corrupt, Mismatch, RecipeError
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.task import task
+from spaner.errors import CacheError, Corrupt, Mismatch, RecipeError
 
 NAMES = [f"class {i}" for i in range(clip_like.CLASSES)]
 

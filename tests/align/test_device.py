@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spaner.align import device
-from spaner.align.device import SMALL, fast_products, precision_of, threads
+from spaner import device
+from spaner.device import SMALL, fast_products, precision_of, threads
 
 CPU = torch.device("cpu")
 

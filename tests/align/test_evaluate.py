@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from spaner import cache as caches
-from spaner.align import checkpoint, evaluate
-from spaner.align.train import fit
-from spaner.cache.errors import CacheError, DatasetError, Mismatch
+from spaner.align.score import evaluate
+from spaner.align.train import run as checkpoint
+from spaner.align.train.fit import fit
+from spaner.errors import CacheError, DatasetError, Mismatch
 
 C, D, TRAIN, TEST = 5, 22, 7, 53
 NAMES = ["crane", "cup", "crane", "lamp", "owl"]

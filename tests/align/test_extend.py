@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align import checkpoint, loop
-from spaner.align import extend as extending
-from spaner.align.config import ExtendConfig
-from spaner.align.evaluate import evaluate
-from spaner.align.extend import extend, frozen_sha256
-from spaner.align.rows import unit_rows
-from spaner.align.train import fit
-from spaner.cache.errors import CacheError, Mismatch, RecipeError, RunError
+from spaner.align.methods import loop
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train import extend as extending
+from spaner.align.train import run as checkpoint
+from spaner.align.train.config import ExtendConfig
+from spaner.align.train.extend import extend, frozen_sha256
+from spaner.align.train.fit import fit
+from spaner.align.train.rows import unit_rows
+from spaner.errors import CacheError, Mismatch, RecipeError, RunError
 
 WIDTH, SHOTS, DRAW_SEED = 13, 3, 2  # the newcomer's width is not the prompt's
 FAST: dict[str, Any] = {"epochs": 2, "batch_size": 32}

@@ -7,8 +7,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from spaner.align import figures, maps
-from spaner.cache.errors import DatasetError
+from spaner.align.report import figures
+from spaner.align.report import map_figures as maps
+from spaner.errors import DatasetError
 
 
 def cell(length: int, seed: int, text: float, *, status: str = "ok", **varied):

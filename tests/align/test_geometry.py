@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from spaner.align.geometry import modality_gap, plane, separability, uniformity
-from spaner.cache.errors import DatasetError
+from spaner.align.score.geometry import modality_gap, plane, separability, uniformity
+from spaner.errors import DatasetError
 
 N, M, E = 29, 31, 7
 
@@ -32,7 +32,7 @@ def test_modality_gap_equals_the_loop():
 
 
 def test_uniformity_equals_the_loop(monkeypatch):
-    monkeypatch.setattr("spaner.align.metrics.BLOCK", 100)
+    monkeypatch.setattr("spaner.align.score.metrics.BLOCK", 100)
     x = clouds()[0]
     rows = [unit(row) for row in x]
     pairs = [

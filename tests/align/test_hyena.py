@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spaner.align.hyena import HyenaAligner
-from spaner.cache.errors import RecipeError
+from spaner.align.methods.hyena import HyenaAligner
+from spaner.errors import RecipeError
 
 B, P, D, E, H = 3, 5, 14, 11, 7
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from spaner.align import intervals
-from spaner.align.intervals import bootstrap, paired_difference
-from spaner.cache.errors import DatasetError
+from spaner.align.score import intervals
+from spaner.align.score.intervals import bootstrap, paired_difference
+from spaner.errors import DatasetError
 
 
 @pytest.mark.parametrize("block", [1, 1000, 1 << 21])

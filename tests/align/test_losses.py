@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spaner.align.losses import collision_rate, contrastive
+from spaner.align.methods.losses import collision_rate, contrastive
 
 
 def loop_loss(a, b, scale, positives):

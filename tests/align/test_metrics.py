@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaner.align import metrics
-from spaner.cache.errors import DatasetError
+from spaner.align.score import metrics
+from spaner.errors import DatasetError
 
 N, C, E = 29, 7, 11
 

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from spaner import cache as caches
-from spaner.align import checkpoint, published
-from spaner.align.evaluate import evaluate
+from spaner.align.paper import published
 from spaner.align.report import run as report_run
 from spaner.align.report import tables as report_tables
 from spaner.align.report import write as report
 from spaner.align.report.origin import sweep_command, train_command
 from spaner.align.report.table import APART, PUBLISHED, Number, bounds, text
-from spaner.align.sweep import sweep
-from spaner.align.train import fit
-from spaner.cache.errors import DatasetError, Mismatch, RunError, SpanerError
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train import run as checkpoint
+from spaner.align.train.fit import fit
+from spaner.align.train.sweep import sweep
+from spaner.errors import DatasetError, Mismatch, RunError, SpanerError
 
 SETTINGS: dict[str, Any] = {"heads": 4, "epochs": 2, "batch_size": 32}
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from spaner import cache as caches
-from spaner.align import audio_tables, checkpoint
-from spaner.align.evaluate import evaluate
-from spaner.align.paper_tables import why_not
-from spaner.align.reproduce import ARTIFACTS, Setup, Spread, extract_command, reproduce
-from spaner.cache.errors import CacheError, RecipeError
+from spaner.align.paper import audio as audio_tables
+from spaner.align.paper.image_text import why_not
+from spaner.align.paper.reproduce import ARTIFACTS, Setup, Spread, extract_command, reproduce
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train import run as checkpoint
+from spaner.errors import CacheError, RecipeError
 
 CLASSES, WIDTH, CLIPS = clip_like.CLASSES, 13, 8
 NAMES = [f"class {i}" for i in range(CLASSES)]
@@ -291,7 +292,7 @@ def test_imagenet_shifts_that_are_not_there(path, tmp_path, monkeypatch):
     ):
         reproduce(asked)
     clip_like.build(tmp_path / "cache" / "imagenet-r", per_class=2)
-    monkeypatch.setitem(__import__("spaner.align.reproduce", fromlist=["x"]).SETTINGS, "imagenet", {})
+    monkeypatch.setitem(__import__("spaner.align.paper.reproduce", fromlist=["x"]).SETTINGS, "imagenet", {})
     outcome = reproduce(asked)
     assert list(outcome.columns) == ["text", "imagenet-r"]
     assert [line.split(";")[0] for line in outcome.missing] == [

@@ -6,9 +6,9 @@ from math import comb
 import numpy as np
 import pytest
 
-from spaner.align import metrics
-from spaner.align.retrieval import hubness, retrieval
-from spaner.cache.errors import DatasetError
+from spaner.align.score import metrics
+from spaner.align.score.retrieval import hubness, retrieval
+from spaner.errors import DatasetError
 
 N, M, E, C = 19, 23, 5, 3
 

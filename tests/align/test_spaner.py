@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from spaner.align import methods
-from spaner.align.config import TrainConfig
-from spaner.align.losses import contrastive
-from spaner.align.methods import Method
-from spaner.align.spaner import Spaner
-from spaner.cache.errors import RecipeError
+from spaner.align.methods import method as methods
+from spaner.align.methods.losses import contrastive
+from spaner.align.methods.method import Method
+from spaner.align.methods.spaner import Spaner
+from spaner.align.train.config import TrainConfig
+from spaner.errors import RecipeError
 
 WIDTHS = {"image": 20, "text": 20}
 
@@ -113,7 +113,7 @@ def test_every_method_is_found():
 
 
 def test_plugins_come_in_by_entry_point(monkeypatch):
-    entry = type("Entry", (), {"name": "mine", "value": "spaner.align.attention:AttentionAligner"})
+    entry = type("Entry", (), {"name": "mine", "value": "spaner.align.methods.attention:AttentionAligner"})
     monkeypatch.setattr(methods, "entry_points", lambda group: [entry] if group == "spaner.aligners" else [])
     config = dataclasses.replace(TrainConfig(), aligner="mine", heads=5)
     assert Spaner.build(config, WIDTHS, 9.0).embed("text", batch()["text"]).shape == (7, 20)

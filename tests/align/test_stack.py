@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align import stack
-from spaner.align.closed_form import closed_form
-from spaner.align.config import TrainConfig
-from spaner.align.data import scale_of, task
-from spaner.align.evaluate import evaluate
-from spaner.align.loop import optimise
-from spaner.align.spaner import Spaner
-from spaner.align.train import fit, pairs
-from spaner.cache.errors import RecipeError, RunError
+from spaner.align.methods.closed_form import closed_form
+from spaner.align.methods.loop import optimise
+from spaner.align.methods.spaner import Spaner
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train import stack
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit, pairs
+from spaner.align.train.task import scale_of, task
+from spaner.errors import RecipeError, RunError
 
 CPU = torch.device("cpu")
 SAME: dict[str, Any] = {"heads": 4, "epochs": 2, "batch_size": 64, "prompt_length": 3, "device": "cpu"}

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align import loop
-from spaner.align import stack as stacks
-from spaner.align import sweep as sweeps
-from spaner.align.config import TrainConfig
-from spaner.align.evaluate import evaluate
-from spaner.align.sweep import plan, summary, sweep
-from spaner.align.train import fit
-from spaner.cache.errors import CacheError, RecipeError, RunError
+from spaner.align.methods import loop
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train import stack as stacks
+from spaner.align.train import sweep as sweeps
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit
+from spaner.align.train.sweep import plan, summary, sweep
+from spaner.errors import CacheError, RecipeError, RunError
 
 BASE: dict[str, Any] = {"heads": 4, "epochs": 1, "batch_size": 64, "device": "cpu"}
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align import data, loop
-from spaner.align.config import TrainConfig
-from spaner.align.device import device_of
-from spaner.align.evaluate import evaluate
-from spaner.align.train import fit
-from spaner.cache.errors import RecipeError, RunError
+from spaner.align.methods import loop
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train import task as data
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit
+from spaner.device import device_of
+from spaner.errors import RecipeError, RunError
 
 QUICK: dict[str, Any] = {"heads": 4, "epochs": 2, "batch_size": 64}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spaner import cache
-from spaner.cache.errors import CacheError, Corrupt
+from spaner.errors import CacheError, Corrupt
 
 
 def same(first: cache.Cache, second: cache.Cache) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from spaner import cache
-from spaner.cache.errors import Unsealed
+from spaner.errors import Unsealed
 
 ROWS, DIM, CHUNK = 97, 509, 31  # a chunk of features is 63 kB, all of them 197 kB
 
@@ -19,7 +19,7 @@ WRITE = """
 import resource, sys
 import numpy as np
 from spaner import cache
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 path, limit, rows, dim, chunk = sys.argv[1], *map(int, sys.argv[2:])
 features = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)

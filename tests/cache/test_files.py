@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spaner.cache import files
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 
 def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path):

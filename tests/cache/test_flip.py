@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spaner import cache
-from spaner.cache.errors import CacheError, SpanerError
+from spaner.errors import CacheError, SpanerError
 
 FLIPS = 3  # per file of a Zarr cache; the metadata have a test of their own
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spaner.cache import EncoderSpec, Manifest, default_chunk_rows, ids_sha256
-from spaner.cache.errors import CacheError
 from spaner.cache.listing import pack, pack_reason, unpack
+from spaner.errors import CacheError
 
 text = st.text(min_size=1).filter(lambda value: "\0" not in value and _encodable(value))
 plain = st.recursive(

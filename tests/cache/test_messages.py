@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from spaner import cache
-from spaner.cache.errors import CacheError, Corrupt, Mismatch, Unsealed
+from spaner.errors import CacheError, Corrupt, Mismatch, Unsealed
 
 CLASSES = ["cat", "dog", "Häher"]
 

@@ -15,10 +15,10 @@ import pytest
 import zarr
 
 from spaner import cache
-from spaner.cache.errors import Corrupt
 from spaner.cache.hdf5_store import Hdf5Store
 from spaner.cache.store import Store, layout
 from spaner.cache.zarr_store import ZarrStore
+from spaner.errors import Corrupt
 
 TABLE = "image/train"
 

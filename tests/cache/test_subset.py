@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spaner.cache import few_shot, few_shot_splits, read_draw
-from spaner.cache.errors import CacheError
+from spaner.errors import CacheError
 
 LABELS = np.array([5, 5, 0, 5, 0, 2, 0, 5, 2, 5, 0])
 SPLITS = {"dtd": "split_zhou_DescribableTextures.json", "eurosat": "split_zhou_EuroSAT.json"}

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spaner import cache
-from spaner.cache.errors import CacheError, Corrupt
+from spaner.errors import CacheError, Corrupt
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spaner import cache
-from spaner.cache.errors import Busy, CacheError, Corrupt, Mismatch, Unsealed
+from spaner.errors import Busy, CacheError, Corrupt, Mismatch, Unsealed
 
 CLASSES = ["cat", "dog", "Häher"]
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaner.extract.audio import MARGIN, BadSound, Recording, audio_split, decode, waveform
+from spaner.extract.datasets.audio import MARGIN, BadSound, Recording, audio_split, decode, waveform
 
 
 def tone(rate: int, seconds: float = 0.5, hertz: float = 441.0, channels: int = 1) -> np.ndarray:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spaner.cache.errors import EncoderError
-from spaner.extract import audio_encoder
-from spaner.extract import dataset as datasets
-from spaner.extract.audio import BadSound
-from spaner.extract.audio_encoder import AudioEncoder, describe
-from spaner.extract.esresnext import ESResNeXtFBSP
-from spaner.extract.esresnext_fused import FusedTrunk
+from spaner.errors import EncoderError
+from spaner.extract.datasets import dataset as datasets
+from spaner.extract.datasets.audio import BadSound
+from spaner.extract.encoders import esresnext as audio_encoder
+from spaner.extract.encoders.esresnext import AudioEncoder, describe
+from spaner.extract.encoders.esresnext_fused import FusedTrunk
+from spaner.extract.encoders.esresnext_network import ESResNeXtFBSP
 
 SECONDS = 0.05  # three frames
 

@@ -8,12 +8,12 @@ import soundfile
 import torch
 
 from spaner import cache as caches
-from spaner.cache.errors import EncoderError
-from spaner.extract import audio_encoder
-from spaner.extract import dataset as datasets
+from spaner.errors import EncoderError
 from spaner.extract.config import ExtractConfig
-from spaner.extract.mend import repair
-from spaner.extract.run import extract
+from spaner.extract.datasets import dataset as datasets
+from spaner.extract.encoders import esresnext as audio_encoder
+from spaner.extract.extract import extract
+from spaner.extract.repair import repair
 
 SECONDS = 0.03
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from spaner.cache.errors import EncoderError
-from spaner.extract import clap, encoder
+from spaner.errors import EncoderError
+from spaner.extract.encoders import clap, encoder
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason='pip install "spaner[clap]"'

@@ -8,11 +8,11 @@ import open_clip
 import pytest
 import torch
 
-from spaner.cache.errors import EncoderError
-from spaner.extract import clip
-from spaner.extract.clip import ImageEncoder, TextEncoder
+from spaner.errors import EncoderError
 from spaner.extract.device import choose_device, choose_precision
-from spaner.extract.weights import resolve
+from spaner.extract.encoders import clip
+from spaner.extract.encoders.clip import ImageEncoder, TextEncoder
+from spaner.extract.encoders.clip_weights import resolve
 from tests.extract.conftest import TINY, picture
 
 WORDS = [

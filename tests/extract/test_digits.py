@@ -7,10 +7,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from spaner.cache.errors import EncoderError
-from spaner.extract import digits, digits_encoder, digits_pretrain, dtmf
-from spaner.extract.dataset import read
-from spaner.extract.encoder import load
+from spaner.errors import EncoderError
+from spaner.extract.datasets import digits, dtmf
+from spaner.extract.datasets.dataset import read
+from spaner.extract.encoders import digits as digits_encoder
+from spaner.extract.encoders import digits_pretrain
+from spaner.extract.encoders.encoder import load
 
 
 @pytest.fixture(scope="module")

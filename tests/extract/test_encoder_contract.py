@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from spaner.cache.errors import EncoderError
 from spaner.cache.manifest import EncoderSpec
-from spaner.extract import encoder as encoders
-from spaner.extract.encoder import Encoder
+from spaner.errors import EncoderError
+from spaner.extract.encoders import encoder as encoders
+from spaner.extract.encoders.encoder import Encoder
 from tests.extract.conftest import picture
 
 # How to build each registered encoder offline; a missing one fails `test_every_entry_is_held_to_it`.

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from spaner.cache.errors import CacheError, DatasetError
 from spaner.cache.folds import first_shots, other_folds
-from spaner.extract import dataset as datasets
-from spaner.extract import esc50
-from spaner.extract.audio import waveform
+from spaner.errors import CacheError, DatasetError
+from spaner.extract.datasets import dataset as datasets
+from spaner.extract.datasets import esc50
+from spaner.extract.datasets.audio import waveform
 
 CATEGORIES = [category for _, _, category in esc50.class_map(27)]
 
@@ -74,7 +74,7 @@ def test_the_maps_are_imagenets_own() -> None:
 def test_imagenet_esc_brings_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGENET_ROOT", raising=False)
     build(tmp_path / "esc50", listing())
-    from spaner.extract.imagenet import synsets
+    from spaner.extract.datasets.imagenet import synsets
 
     wnids = synsets()
     for index in [0, *(index for index, _, _ in esc50.class_map(27)), 999]:

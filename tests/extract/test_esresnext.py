@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spaner.extract import esresnext, fbsp
-from spaner.extract.esresnext import ESResNeXtFBSP
+from spaner.extract.encoders import esresnext_network as esresnext
+from spaner.extract.encoders import fbsp
+from spaner.extract.encoders.esresnext_network import ESResNeXtFBSP
 
 GOLDEN = Path(__file__).parent / "golden"
 ENTRIES = json.loads((GOLDEN / "esresnext_state_dict.json").read_text())

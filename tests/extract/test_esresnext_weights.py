@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spaner.cache.errors import EncoderError
-from spaner.extract.esresnext import ESResNeXtFBSP
-from spaner.extract.esresnext_weights import load_esresnext
+from spaner.errors import EncoderError
+from spaner.extract.encoders.esresnext_network import ESResNeXtFBSP
+from spaner.extract.encoders.esresnext_weights import load_esresnext
 
 
 @pytest.fixture(scope="module")

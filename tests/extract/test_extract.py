@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import spaner.cache
-from spaner.cache.errors import CacheError, DatasetError, EncoderError, Mismatch, RecipeError
 from spaner.cache.manifest import EncoderSpec
-from spaner.extract import Summary, run
-from spaner.extract import extract as extract_
-from spaner.extract.imagenet import class_names
+from spaner.errors import CacheError, DatasetError, EncoderError, Mismatch, RecipeError
+from spaner.extract import Summary
+from spaner.extract import extract as run
+from spaner.extract.datasets.imagenet import class_names
+from spaner.extract.extract import extract as extract_
 from tests.extract.conftest import CLASSES, fill_folder, picture
 
 
@@ -300,7 +301,7 @@ class Odd:
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> Any:
     def use(work: Any) -> dict[str, Any]:
-        monkeypatch.setattr("spaner.extract.encoder.load", lambda name, modality, **_: Odd(work))
+        monkeypatch.setattr("spaner.extract.encoders.encoder.load", lambda name, modality, **_: Odd(work))
         return {"templates": ()}
 
     return use

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spaner.cache.errors import DatasetError
-from spaner.extract import dataset
-from spaner.extract.imagenet import class_names, synsets
-from spaner.extract.imagenet_shift import SKETCH, V2, A, R, Shift, read
+from spaner.errors import DatasetError
+from spaner.extract.datasets import dataset
+from spaner.extract.datasets.imagenet import class_names, synsets
+from spaner.extract.datasets.imagenet_shift import SKETCH, V2, A, R, Shift, read
 
 NUMBERED = Shift("imagenet-v2", 13, 27, "archive", numbered=True)
 BY_WNID = Shift("imagenet-a", 3, 4, "archive")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spaner.extract.images import BadImage, decode, quiet, random_crop
+from spaner.extract.datasets.images import BadImage, decode, quiet, random_crop
 from tests.extract.conftest import picture
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 import spaner.cache
-from spaner.cache.errors import Unsealed
-from spaner.extract import extract
+from spaner.errors import Unsealed
+from spaner.extract.extract import extract
 from tests.extract.conftest import fill_folder
 
 SERVER = """
 import os, sys, time
-import spaner.extract.clip, spaner.extract.folder, spaner.extract.run
-from spaner.cache.errors import SpanerError
+import spaner.extract.encoders.clip, spaner.extract.datasets.folder, spaner.extract.extract
+from spaner.errors import SpanerError
 
 for line in sys.stdin:  # importing torch takes seconds, so one process imports and each run is a fork of it
     photos, model, cache = line.rstrip("\\n").split("|")
@@ -35,7 +35,7 @@ for line in sys.stdin:  # importing torch takes seconds, so one process imports 
     # a fast machine must not be through before it is killed
     settings["progress"] = lambda done, total, what: (print(what, done, flush=True), time.sleep(0.005))
     try:
-        spaner.extract.run.extract(**settings)
+        spaner.extract.extract.extract(**settings)
     except SpanerError as error:
         print(error, flush=True)
         os._exit(1)

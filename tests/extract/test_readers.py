@@ -10,10 +10,10 @@ import pytest
 from scipy.io import savemat
 
 from spaner.cache import few_shot
-from spaner.cache.errors import DatasetError
 from spaner.cache.subset import read_draw
-from spaner.extract.dataset import Dataset, read
-from spaner.extract.imagenet import class_names, synsets
+from spaner.errors import DatasetError
+from spaner.extract.datasets.dataset import Dataset, read
+from spaner.extract.datasets.imagenet import class_names, synsets
 from tests.extract.conftest import CLASSES, fill_folder, picture
 
 WNIDS = ("n01514668", "n01514859", "n04548280")  # rooster, hen, wall clock

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import spaner.cache
-from spaner.cache.errors import Corrupt, DatasetError, EncoderError, Mismatch
-from spaner.extract import clip, extract, repair
-from spaner.extract.weights import resolve
+from spaner.errors import Corrupt, DatasetError, EncoderError, Mismatch
+from spaner.extract.encoders import clip
+from spaner.extract.encoders.clip_weights import resolve
+from spaner.extract.extract import extract
+from spaner.extract.repair import repair
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from spaner.cache.errors import DatasetError
+from spaner.errors import DatasetError
 from spaner.extract.templates import NAMES, fill, table_name, templates
 
 BEST = [

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from spaner.cache.errors import EncoderError
-from spaner.extract import clip, weights
-from spaner.extract.weights import resolve, weights_sha256
+from spaner.errors import EncoderError
+from spaner.extract.encoders import clip
+from spaner.extract.encoders import clip_weights as weights
+from spaner.extract.encoders.clip_weights import resolve, weights_sha256
 from tests.extract.conftest import TINY
 
 

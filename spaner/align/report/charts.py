@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spaner.align.figures import KINDS, finished, grouped, mean_std, word
+from spaner.align.report.figures import KINDS, finished, grouped, mean_std, word
 from spaner.align.report.panel import Panel, legend, span, ticks
 from spaner.align.report.run import Bench, Entry, Measured
 from spaner.align.report.table import Number, bounds, text

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from spaner.align import figures, maps, metrics, published
-from spaner.align.confusion import confusion_matrix, most_confused_classes
+from spaner.align.paper import published
+from spaner.align.report import figures
+from spaner.align.report import map_figures as maps
 from spaner.align.report.charts import spaces
 from spaner.align.report.maps import confused_pairs
 from spaner.align.report.origin import train_command
@@ -25,6 +26,8 @@ from spaner.align.report.run import Entry, Measured
 from spaner.align.report.sweep import Sweep
 from spaner.align.report.table import Table
 from spaner.align.report.tables import benches
+from spaner.align.score import metrics
+from spaner.align.score.confusion import confusion_matrix, most_confused_classes
 
 SCHEMA = "spaner-report/1"
 

@@ -11,10 +11,10 @@ from html import escape
 import numpy as np
 from jaxtyping import Int
 
-from spaner.align.confusion import confusion_matrix, most_confused_classes, most_confused_pairs
-from spaner.align.figures import KINDS
+from spaner.align.report.figures import KINDS
 from spaner.align.report.panel import Panel, shape
 from spaner.align.report.run import Measured, Plane
+from spaner.align.score.confusion import confusion_matrix, most_confused_classes, most_confused_pairs
 
 CELL = 21
 STRENGTHS = 5

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from spaner.align import sweep
-from spaner.align.config import ExtendConfig, TrainConfig
 from spaner.align.report.run import Entry
-from spaner.cache.errors import RecipeError
+from spaner.align.train import sweep
+from spaner.align.train.config import ExtendConfig, TrainConfig
+from spaner.errors import RecipeError
 
 
 def origin(entry: Entry, *, frozen: bool = False) -> dict[str, Any]:

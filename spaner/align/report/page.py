@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from spaner.align.report.panel import symbols
 from spaner.align.report.table import APART, OURS, Column, Row, Table, bounds, text
-from spaner.align.theme import DARK, LIGHT, Theme
+from spaner.align.report.theme import DARK, LIGHT, Theme
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from spaner import cache as caches
-from spaner.align import checkpoint, evaluate, geometry, metrics, retrieval
-from spaner.align.checkpoint import Run
-from spaner.align.intervals import Interval, bootstrap, paired_difference
-from spaner.cache.errors import CacheError, Mismatch, RunError, SpanerError
+from spaner.align.score import evaluate, geometry, metrics, retrieval
+from spaner.align.score.intervals import Interval, bootstrap, paired_difference
+from spaner.align.train import run as checkpoint
+from spaner.align.train.run import Run
+from spaner.errors import CacheError, Mismatch, RunError, SpanerError
 
 RESAMPLES = 1000
 PLANE_ROWS = 240

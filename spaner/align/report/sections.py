@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from spaner.align import published
-from spaner.align.figures import KINDS
+from spaner.align.paper import published
 from spaner.align.report.charts import accuracy_charts, cdf_charts, choice_charts, length_charts, loss_charts
+from spaner.align.report.figures import KINDS
 from spaner.align.report.maps import confused_pairs, confusion_charts, plane_charts
 from spaner.align.report.origin import sweep_command, train_command
 from spaner.align.report.page import Section, figure, table

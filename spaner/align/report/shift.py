@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spaner import cache as caches
-from spaner.align import evaluate, published
-from spaner.align.intervals import bootstrap
+from spaner.align.paper import published
 from spaner.align.report.origin import origin
 from spaner.align.report.run import RESAMPLES, Entry
 from spaner.align.report.table import APART, OURS, PUBLISHED, Column, Number, Row, Table
 from spaner.align.report.tables import why_apart
-from spaner.cache.errors import SpanerError
+from spaner.align.score import evaluate
+from spaner.align.score.intervals import bootstrap
+from spaner.errors import SpanerError
 
 
 def shift_table(entries: Sequence[Entry], paths: Sequence[Path]) -> Table:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spaner.align import sweep
 from spaner.align.report.origin import sweep_command
 from spaner.align.report.run import check_finite, unique_names
 from spaner.align.report.table import OURS, Column, Number, Row, Table
-from spaner.cache.errors import RunError
+from spaner.align.train import sweep
+from spaner.errors import RunError
 
 COLUMNS = [
     Column("text", "text", "percent"),

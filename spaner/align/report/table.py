@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from spaner.align.intervals import Interval
+from spaner.align.score.intervals import Interval
 
 OURS, PUBLISHED, APART = "ours", "published", "not comparable"
 

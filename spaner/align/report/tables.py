@@ -11,11 +11,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from spaner.align import published
-from spaner.align.intervals import paired_difference
+from spaner.align.paper import published
 from spaner.align.report.origin import origin
 from spaner.align.report.run import RESAMPLES, Bench, Entry, Measured
 from spaner.align.report.table import APART, OURS, PUBLISHED, Column, Number, Row, Table
+from spaner.align.score.intervals import paired_difference
 
 ACCURACY = [
     Column("text", "text", "percent"),

@@ -20,7 +20,7 @@ from spaner.align.report.page import page
 from spaner.align.report.run import measure
 from spaner.align.report.sections import head, sections
 from spaner.align.report.shift import shift_table
-from spaner.cache.errors import RunError
+from spaner.errors import RunError
 
 
 def write(

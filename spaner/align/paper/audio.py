@@ -1,0 +1,331 @@
+"""Sound that joined: Tables 3, 5 and 6 and Figure 5 of the paper, by the protocol of Lin et al. (CVPR 2023).
+
+A core is trained on images and text; for each fold s and K shots the first K clips of every class in listing
+order let audio join (`extend`), and the other four folds are the test. Numbers are means over the five
+splits. A cache without folds but with audio/train and audio/test (the embedded `digits`) is drawn from with
+five seeds instead.
+
+    audio -> semantic      every test clip looks for its class among the raw class names (Table 3)
+    semantic -> audio      one query per class name looks for a clip of it (Table 5)
+    image -> audio         every test image looks for a clip of its class (Table 5), and the other way
+
+Table 5's reading is ours: the paper's values fit these numbers of queries exactly, and do not say so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from spaner import cache as caches
+from spaner.align.paper import published
+from spaner.align.paper.image_text import quantiles
+from spaner.align.paper.reproduce import Line, Outcome, Progress, Setup, Spread, cores, extract_command
+from spaner.align.report.figures import cdf_figure
+from spaner.align.score import metrics
+from spaner.align.score.evaluate import QUERIES, class_vectors, embedded, tested_table
+from spaner.align.score.retrieval import retrieval
+from spaner.align.train import run as checkpoint
+from spaner.align.train.config import ExtendConfig
+from spaner.align.train.extend import extend
+from spaner.align.train.run import Run
+from spaner.cache.folds import FOLDS, other_folds
+from spaner.errors import CacheError, RunError
+
+SHOTS = (1, 2, 4)
+BATCH_SIZES = {"imagenet-esc-27": 32}
+"""Pairs per step; 16 for ESC-19 and others."""
+
+EXAMPLES = 5
+PAPER_COSINES = {"audio_image": 0.55, "audio_semantic": 0.48}
+"""At 4 shots, read off Figure 5: "about"."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which table lets audio join, which test, and how the shots are chosen."""
+
+    name: str
+    train: str
+    tests: tuple[str, ...]
+    select: Literal["first", "draw"]
+    draw_seed: int = 1
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Audio test rows in the shared space, and everything measured on them.
+
+    `numbers` holds accuracies, recalls and mean cosines; `queries` and `targets` how many there were.
+    """
+
+    x: Float[np.ndarray, "N E"]
+    labels: Int[np.ndarray, " N"]
+    ids: list[str]
+    numbers: dict[str, float]
+    counts: dict[str, int]
+    cosines: dict[str, Float[np.ndarray, " M"]] = field(repr=False)
+
+
+def splits_of(cache: caches.Cache) -> list[Split]:
+    """The five folds of the protocol; five seeded draws where audio has a train and a test table instead.
+
+    Raises:
+        CacheError: neither is there, or a fold is missing.
+    """
+    present = [name.split("/")[1] for name in cache.tables() if name.startswith("audio/")]
+    if any(name.startswith("fold") for name in present):
+        return [
+            Split(f"fold {s}", f"fold{s}", tuple(other_folds(s, present)), "first")
+            for s in range(1, FOLDS + 1)
+        ]
+    if {"train", "test"} <= set(present):
+        return [Split(f"draw seed {s}", "train", ("test",), "draw", s) for s in range(1, FOLDS + 1)]
+    command = extract_command(cache.dataset, cache.path, "audio")
+    raise CacheError(
+        f"{cache.path} has no sound to join: found "
+        f"{', '.join(f'audio/{name}' for name in present) or 'no audio'}, "
+        f"expected audio/fold1 … fold{FOLDS}, or audio/train and audio/test; type `{command}`"
+    )
+
+
+def joined(run: Run, cache: caches.Cache, split: Split, shots: int, setup: Setup) -> Run:
+    """The run with audio in it, trained on one split.
+
+    Raises:
+        RunError: the core moved, which is a bug.
+    """
+    shorter: dict[str, Any] = {"epochs": setup.epochs} if setup.epochs else {}
+    config = ExtendConfig(
+        split=split.train,
+        shots=shots,
+        select=split.select,
+        draw_seed=split.draw_seed,
+        batch_size=BATCH_SIZES.get(cache.dataset, 16),
+        **shorter,
+    )
+    longer = extend(run, cache, config)
+    hashes = longer.extensions[-1]["frozen_sha256"]
+    if hashes["before"] != hashes["after"]:
+        raise RunError(
+            f"audio changed the trained core on {split.name}; expected no change; please report this"
+        )
+    return longer
+
+
+def heard(run: Run, cache: caches.Cache, tests: Sequence[str]) -> Heard:
+    """Embed the audio test tables and measure every direction."""
+    parts = [embedded(run, cache, f"audio/{name}") for name in tests]
+    tables = [cache.table(f"audio/{name}") for name in tests]
+    x, labels = np.concatenate([rows for rows, _ in parts]), np.concatenate([each for _, each in parts])
+    ids = [f"{table.name}/{name}" for table in tables for name in table.ids[table.ok]]
+    texts = {kind: class_vectors(run, cache, name) for kind, name in QUERIES.items()}
+    images, image_labels = embedded(run, cache, tested_table(cache, None))
+    classes = np.arange(len(cache.class_names))
+    found = {kind: metrics.match(x, texts[kind], labels, cache.class_names) for kind in texts}
+    ways = {
+        "semantic_to_audio": retrieval(texts["semantic"], x, classes, labels),
+        "image_to_audio": retrieval(images, x, image_labels, labels),
+        "audio_to_image": retrieval(x, images, labels, image_labels),
+    }
+    cosines = {
+        "audio_image": pair_cosines(x, images, labels, image_labels),
+        "audio_semantic": found["semantic"].positive,
+    }
+    numbers = {kind: float(each.credit.mean()) for kind, each in found.items()}
+    numbers |= {name: float(way["recall@1"]) for name, way in ways.items()}
+    numbers |= {f"{name}_map": float(way["mAP"]) for name, way in ways.items()}
+    numbers |= {f"{name}_cosine": float(each.mean(dtype=np.float64)) for name, each in cosines.items()}
+    numbers["margin"] = metrics.margin(found["semantic"])
+    counts = {name: int(way["queries"]) for name, way in ways.items()} | {"clips": len(x)}
+    return Heard(x, labels, ids, numbers, counts, cosines)
+
+
+def pair_cosines(
+    a: Float[np.ndarray, "N E"],
+    b: Float[np.ndarray, "M E"],
+    a_labels: Int[np.ndarray, " N"],
+    b_labels: Int[np.ndarray, " M"],
+) -> Float[np.ndarray, " L"]:
+    """Cosines of all pairs of unit rows of one class, class after class."""
+    shared = np.intersect1d(a_labels, b_labels)
+    return np.concatenate([(a[a_labels == c] @ b[b_labels == c].T).ravel() for c in shared])
+
+
+def top(
+    found: Heard, classes: Float[np.ndarray, "C E"], names: Sequence[str], count: int = 5
+) -> list[dict[str, Any]]:
+    """For every test clip its id, class, whether the first answer is right, and the best `count` names."""
+    scores = found.x @ classes.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return [
+        {
+            "id": found.ids[row],
+            "class": names[label],
+            "right": names[order[row, 0]] == names[label],
+            "top": [{"name": names[c], "cosine": float(scores[row, c])} for c in order[row]],
+        }
+        for row, label in enumerate(found.labels.tolist())
+    ]
+
+
+# --- the paper's tables ---
+
+
+def audio_to_text(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+    """Table 3: audio -> semantic accuracy at 1, 2 and 4 shots."""
+    title = "Table 3: audio → semantic accuracy (%)"
+    return _table(title, dict.fromkeys(("semantic", "text"), "percent"), setup, cache, progress)
+
+
+def retrieval_into_audio(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+    """Table 5: recall@1 of class names and of images looking for sounds, and of sounds looking for images."""
+    ways = ("semantic_to_audio", "image_to_audio", "audio_to_image")
+    title = "Table 5: retrieval between sound and the others, recall@1 (%)"
+    return _table(title, dict.fromkeys(ways, "percent"), setup, cache, progress)
+
+
+def cosine_curves(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+    """Figure 5: cosines of sounds to images and to the class name of their class, at 4 shots."""
+    columns = {"audio_image_cosine": "cosine", "audio_semantic_cosine": "cosine", "margin": "cosine"}
+    title = "Figure 5: cosine of sounds to their class (curves in the figure, means here)"
+    cells = _cells(setup, cache, progress, SHOTS[-1:])
+    outcome = _collected(title, columns, setup, cache, cells)
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for (name, _), found in cells.items():
+        for pair, panel in (("audio_image", "Audio and image"), ("audio_semantic", "Audio and class name")):
+            curves.setdefault(panel, {})[name] = np.concatenate(
+                [each.cosines[pair] for each in found.values()]
+            )
+    setup.out.mkdir(parents=True, exist_ok=True)
+    outcome.figures = cdf_figure(curves, setup.out / f"{setup.artifact}.png")
+    outcome.facts["quantiles"] = {p: {n: quantiles(v) for n, v in each.items()} for p, each in curves.items()}
+    return outcome
+
+
+def examples(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+    """Table 6: five right and five wrong answers with their top 5, of the first split at 4 shots."""
+    name, run, folder = _core_runs(setup, cache, progress)[0]
+    split = splits_of(cache)[0]
+    longer = joined(run, cache, split, SHOTS[-1], setup)
+    longer.cache = cache.path
+    found = heard(longer, cache, split.tests)
+    answers = top(found, class_vectors(longer, cache, QUERIES["semantic"]), cache.class_names)
+    chosen = _drawn(answers, right=True) + _drawn(answers, right=False)
+    columns = {"semantic": "percent"}
+    return Outcome(
+        title=f"Table 6: sounds and the five class names nearest to them ({split.name}, {SHOTS[-1]} shots)",
+        columns=columns,
+        lines=[Line(f"{name}, {SHOTS[-1]} shots", {"semantic": Spread.of([found.numbers["semantic"]])})],
+        why_not=why_not(setup, cache, found.counts["clips"]),
+        listing=[["clip", "class", "", "nearest class names"], *map(_example, chosen)],
+        facts={"examples": chosen},
+        runs=[folder, longer.save(setup.out / "runs" / f"{folder.name}+audio")],
+    )
+
+
+def _drawn(answers: Sequence[Mapping[str, Any]], *, right: bool) -> list[Mapping[str, Any]]:
+    """Seeded, so that nobody picks the pretty ones; fewer where there are fewer."""
+    chosen = [answer for answer in answers if answer["right"] is right]
+    order = np.random.default_rng(0).permutation(len(chosen))[:EXAMPLES]
+    return [chosen[i] for i in sorted(order.tolist())]
+
+
+def _example(answer: Mapping[str, Any]) -> list[str]:
+    names = ", ".join(f"{each['name']} {each['cosine']:.2f}" for each in answer["top"])
+    return [answer["id"], answer["class"], "right" if answer["right"] else "wrong", names]
+
+
+Cells = dict[tuple[str, int], dict[str, Heard]]
+"""(system, shots) -> split -> what was measured."""
+
+
+def _table(
+    title: str, columns: dict[str, str], setup: Setup, cache: caches.Cache, progress: Progress
+) -> Outcome:
+    return _collected(title, columns, setup, cache, _cells(setup, cache, progress, SHOTS))
+
+
+def _core_runs(setup: Setup, cache: caches.Cache, progress: Progress) -> list[tuple[str, Run, Path]]:
+    """Systems that audio joins: the given run, or one per recipe trained on the cache's own images."""
+    splits_of(cache)  # refuse a cache without sound before training
+    if setup.run is not None:
+        return [(f"SPANER, {setup.run.name}", checkpoint.load(setup.run), setup.run)]
+    trained = cores(setup, cache, progress, setup.seeds[:1])
+    return [(f"SPANER, {recipe}", runs[0][1], runs[0][0]) for recipe, runs in trained.items()]
+
+
+def _cells(setup: Setup, cache: caches.Cache, progress: Progress, shots: Sequence[int]) -> Cells:
+    """Let audio join every system at every number of shots on every split, and measure."""
+    systems, splits = _core_runs(setup, cache, progress), splits_of(cache)
+    jobs = [(s, count, split) for s in systems for count in shots for split in splits]
+    cells: Cells = {}
+    for done, ((name, run, _), count, split) in enumerate(jobs, 1):
+        longer = joined(run, cache, split, count, setup)
+        cells.setdefault((name, count), {})[split.name] = heard(longer, cache, split.tests)
+        progress(done, len(jobs), "audio joins")
+    return cells
+
+
+def _collected(
+    title: str, columns: dict[str, str], setup: Setup, cache: caches.Cache, cells: Cells
+) -> Outcome:
+    first = next(iter(next(iter(cells.values())).values()))
+    splits = next(iter(cells.values()))
+    counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in first.counts.items())
+    return Outcome(
+        title=title,
+        columns=columns,
+        lines=[_line(setup, name, shots, found, columns) for (name, shots), found in cells.items()],
+        why_not=why_not(setup, cache, first.counts["clips"]),
+        notes=[
+            f"mean ± standard deviation over {len(splits)} splits ({', '.join(splits)})",
+            f"queries per split: {counts}; chance {100 / len(cache.class_names):.1f} %",
+            "prompt, aligners and projections of image and text: the same hash before and after every split",
+        ],
+        facts={
+            "cells": [
+                {"system": name, "shots": shots, "split": split, **found.numbers, "queries": found.counts}
+                for (name, shots), each in cells.items()
+                for split, found in each.items()
+            ]
+        },
+        runs=[setup.run] if setup.run else [setup.out / "runs" / f"paper-seed-{setup.seeds[0]}"],
+    )
+
+
+def _line(
+    setup: Setup, name: str, shots: int, found: Mapping[str, Heard], columns: Mapping[str, str]
+) -> Line:
+    """Mean over the splits, and the published row at these shots for the paper's recipe."""
+    ours = {key: Spread.of(each.numbers[key] for each in found.values()) for key in columns}
+    label = f"{name}, {shots} shot{'s' * (shots > 1)}"
+    if name.endswith("anchored"):
+        return Line(label, ours)
+    wanted = f"SPANER, {shots} shot{'s' * (shots > 1)}"
+    rows = {row["name"]: row for row in published.benchmark(benchmark(setup))["rows"]}
+    row = rows.get(wanted, {}) | ({f"{k}_cosine": v for k, v in PAPER_COSINES.items()} if shots == 4 else {})
+    beside = {key: row[key] for key in columns if key in row}
+    return Line(label, ours, wanted if beside else None, beside)
+
+
+def benchmark(setup: Setup) -> str:
+    """The published benchmark to stand beside: the data set's own, else ImageNet-ESC-19."""
+    return setup.dataset if setup.dataset in published.paper()["benchmarks"] else "imagenet-esc-19"
+
+
+def why_not(setup: Setup, cache: caches.Cache, clips: int) -> list[str]:
+    """Why audio numbers of this cache cannot stand beside the paper's."""
+    audio = next(cache.table(name) for name in cache.tables() if name.startswith("audio/"))
+    image = cache.table("image/train").manifest.encoder
+    paper = published.benchmark(benchmark(setup))
+    reasons = published.reasons(
+        paper, dataset=cache.dataset, encoder=audio.manifest.encoder, shots=None, draw=None, rows=clips
+    )
+    core = published.benchmark("imagenet")
+    if (image.name, image.weights) != (core["encoder"], core["weights"]):
+        reasons.append(f"another image encoder ({image.name} {image.weights})")
+    return reasons + ([f"{setup.epochs} epochs, not the recipe's"] if setup.epochs else [])

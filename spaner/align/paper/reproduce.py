@@ -1,0 +1,280 @@
+"""The paper's tables and figures made again from caches that exist, the published rows beside ours.
+
+    reproduce(Setup("table1", "digits", Path("cache/digits"), Path("reproduced/table1-digits")))
+
+A table is a function of a `Setup` and its opened cache (`paper_tables`, `audio_tables`). It trains what it
+needs into `<out>/runs` or `<out>/sweep`, where a second call finds it, and returns an `Outcome`: lines of
+means and standard deviations, each with the paper's row where it prints one, and the reasons why the two may
+not be compared. Nothing is extracted here: what a cache lacks is named with the command that makes it.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from spaner import cache as caches
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train import run as checkpoint
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit
+from spaner.align.train.run import Run
+from spaner.errors import CacheError, RecipeError
+
+SCHEMA = "spaner-reproduction/1"
+
+#: What can be made again, and the function that makes it.
+ARTIFACTS = {
+    "table1": "spaner.align.paper.image_text:accuracy",
+    "table2": "spaner.align.paper.image_text:positive_cosine",
+    "table3": "spaner.align.paper.audio:audio_to_text",
+    "table4": "spaner.align.paper.image_text:domain_shift",
+    "table5": "spaner.align.paper.audio:retrieval_into_audio",
+    "table6": "spaner.align.paper.audio:examples",
+    "fig4": "spaner.align.paper.image_text:cosine_curves",
+    "fig5": "spaner.align.paper.audio:cosine_curves",
+    "fig6": "spaner.align.paper.image_text:prompt_lengths",
+    "fig7": "spaner.align.paper.image_text:templates_and_widths",
+    "fig8": "spaner.align.paper.image_text:confusion",
+}
+AUDIO = ("table3", "table5", "table6", "fig5")
+RECIPES = ("paper", "anchored")
+
+#: Settings besides the recipe's. 539 scans in two views are 1,078 pairs: batches of 64 stand for the paper's
+#: 256 of 32,000.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {"batch_size": 64},
+    "imagenet": {"shots": 16},
+    "imagenet-esc-19": {"shots": 16},
+    "imagenet-esc-27": {"shots": 16},
+}
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What to make again, from which data, and where it goes.
+
+    Attributes:
+        seeds: of training; image–text numbers are means over them. Audio trains its core with the first.
+        shift: caches of shifted test sets (table4).
+        run: a trained run that audio joins, instead of one trained on the cache's own images.
+        epochs: instead of the recipe's, for a quick look: marked not comparable.
+        workers: processes of a sweep.
+    """
+
+    artifact: str
+    dataset: str
+    cache: Path
+    out: Path
+    seeds: tuple[int, ...] = (1, 2, 3)
+    shift: tuple[Path, ...] = ()
+    run: Path | None = None
+    epochs: int | None = None
+    workers: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What all runs share besides the recipe."""
+        return SETTINGS.get(self.dataset, {}) | ({"epochs": self.epochs} if self.epochs else {})
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and the sample's standard deviation of n repetitions; 0 for one."""
+
+    mean: float
+    std: float
+    n: int
+
+    @staticmethod
+    def of(values: Iterable[float]) -> "Spread":
+        found = [float(value) for value in values]
+        return Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measured row, and the row of the paper that it would stand beside (None: the paper has none)."""
+
+    name: str
+    ours: dict[str, Spread]
+    paper: str | None = None
+    published: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """A table or figure made again.
+
+    Attributes:
+        title: what it is, and where it stands in the paper.
+        columns: key of a number -> "percent" (a fraction, printed in percent) or "cosine".
+        why_not: reasons why ours and the published rows cannot be compared; empty where they can.
+        missing: one line for each part left out, with the command that makes it.
+        notes: what a reader must know besides.
+        listing: rows of words, first the heading (Table 6's examples, Figure 8's pairs).
+        facts: everything measured, for the JSON file.
+        runs, sweep, figures: what was made on the way.
+    """
+
+    title: str
+    columns: dict[str, str]
+    lines: list[Line]
+    why_not: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    listing: list[list[str]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    runs: list[Path] = field(default_factory=list)
+    sweep: Path | None = None
+    figures: list[Path] = field(default_factory=list)
+
+
+def reproduce(setup: Setup, progress: Progress | None = None) -> Outcome:
+    """Make the artifact again and write ``<out>/<artifact>.json``.
+
+    Raises:
+        RecipeError: no such artifact, or no seed. CacheError: a cache or table is missing; the line says what
+            to type.
+    """
+    if setup.artifact not in ARTIFACTS:
+        raise RecipeError(
+            f"reproduce {setup.artifact}: there is none; expected one of {', '.join(ARTIFACTS)}; type for "
+            "example `spaner reproduce table1 --dataset digits`"
+        )
+    if not setup.seeds:
+        raise RecipeError("reproduce: the list of seeds is empty; expected at least one; type --seeds 1,2,3")
+    module, _, name = ARTIFACTS[setup.artifact].partition(":")
+    with opened(setup) as cache:
+        outcome: Outcome = getattr(import_module(module), name)(setup, cache, progress or _silent)
+        record = to_json(setup, cache, outcome)
+    setup.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    (setup.out / f"{setup.artifact}.json").write_text(text, encoding="utf-8")
+    return outcome
+
+
+def _silent(_done: int, _total: int, _what: str) -> None:
+    """Nobody watches."""
+
+
+def opened(setup: Setup) -> caches.Cache:
+    """The cache, with the tables that every artifact needs.
+
+    Raises:
+        CacheError: no cache there, or a table is missing; Unsealed: one is not finished.
+    """
+    needed = ["image/train", "text/mined", "text/vanilla", "text/classname"]
+    cache = found(setup.cache, setup.dataset, f"{setup.artifact} needs {', '.join(needed)}")
+    lacking = [name for name in needed if not cache.has(name)]
+    if not lacking and not cache.has("image/val"):
+        lacking = ["image/test"] * (not cache.has("image/test"))
+    for name in lacking:
+        if name in cache.unsealed():
+            cache.table(name)  # raises, saying how far it is
+        raise CacheError(
+            f"{setup.artifact} needs {name}, and {setup.cache} holds {', '.join(cache.tables())}; "
+            f"type `{extract_command(cache.dataset, setup.cache, name.split('/')[0])}`"
+        )
+    return cache
+
+
+def found(path: Path, dataset: str, why: str) -> caches.Cache:
+    """The cache at `path`; CacheError with the command that makes it where there is none."""
+    if not path.exists():
+        raise CacheError(f"no cache at {path}: {why}; type `{extract_command(dataset, path)}`")
+    return caches.open(path)
+
+
+def extract_command(dataset: str, cache: Path, modality: str = "") -> str:
+    """What to type to fill a cache with a modality of a data set; all of them where none is named."""
+    words = ["spaner extract"]
+    if dataset == "imagenet" or dataset.startswith(("imagenet-v2", "imagenet-s", "imagenet-a", "imagenet-r")):
+        modality = modality or "image"
+    if dataset != "imagenet":
+        words.append(f"--dataset {dataset}")
+    if modality:
+        words.append(f"--modality {modality}")
+    if dataset.startswith("imagenet-esc"):
+        words.append("--shots 16")
+    if (
+        str(cache) != ("cache/imagenet16" if dataset == "imagenet" else f"cache/{dataset}")
+        or "esc" in dataset
+    ):
+        words.append(f"--cache {cache}")
+    return " ".join(words)
+
+
+def core(setup: Setup, cache: caches.Cache, recipe: str, seed: int, progress: Progress) -> tuple[Path, Run]:
+    """A run of the recipe on the cache, trained and scored, or found again where the same one was saved."""
+    config = TrainConfig.from_recipe(recipe, **setup.settings() | {"seed": seed})
+    folder = setup.out / "runs" / f"{recipe}-seed-{seed}"
+    run = _saved(folder, config, cache)
+    if run is None:
+        what = f"train {recipe}, seed {seed}"
+        run = fit(cache, config, lambda done, total, _: progress(done, total, what))
+        run.cache = cache.path
+    run.metrics = evaluate(run, cache)  # again for a saved run: its test tables may be new
+    return run.save(folder), run
+
+
+def _saved(folder: Path, config: TrainConfig, cache: caches.Cache) -> Run | None:
+    """The run in the folder, if it was trained with these settings on these tables."""
+    if not (folder / "result.json").exists():
+        return None
+    run = checkpoint.load(folder)
+    there = {name: cache.table(name).manifest.sha256 for name in run.tables if cache.has(name)}
+    return run if run.config == config and run.tables == there else None
+
+
+def cores(
+    setup: Setup, cache: caches.Cache, progress: Progress, seeds: Sequence[int] | None = None
+) -> dict[str, list[tuple[Path, Run]]]:
+    """Recipe -> its runs over the seeds."""
+    return {
+        recipe: [core(setup, cache, recipe, seed, progress) for seed in seeds or setup.seeds]
+        for recipe in RECIPES
+    }
+
+
+def to_json(setup: Setup, cache: caches.Cache, outcome: Outcome) -> dict[str, Any]:
+    """Everything about it as JSON types, without absolute paths."""
+    return {
+        "schema": SCHEMA,
+        "artifact": setup.artifact,
+        "title": outcome.title,
+        "command": command(setup),
+        "dataset": cache.dataset,
+        "tables": {name: cache.table(name).manifest.sha256 for name in cache.tables()},
+        "encoders": {
+            m: asdict(cache.table(name).manifest.encoder)
+            for name in cache.tables()
+            for m in [name.split("/")[0]]
+        },
+        "settings": setup.settings(),
+        "seeds": list(setup.seeds),
+        "comparable": not outcome.why_not,
+        "not_comparable_because": outcome.why_not,
+        "missing": outcome.missing,
+        "notes": outcome.notes,
+        "columns": outcome.columns,
+        "rows": [asdict(line) for line in outcome.lines],
+        "listing": outcome.listing,
+        "versions": {name: version(name) for name in ("spaner", "torch")},
+        **outcome.facts,
+    }
+
+
+def command(setup: Setup) -> str:
+    """What repeats it."""
+    words = [f"spaner reproduce {setup.artifact} --dataset {setup.dataset} --cache {setup.cache}"]
+    words.append(f"--seeds {','.join(map(str, setup.seeds))}")
+    words += [f"--shift {path}" for path in setup.shift]
+    words += [f"--run {setup.run}"] if setup.run else []
+    words += [f"--epochs {setup.epochs}"] if setup.epochs else []
+    return " ".join(words)

@@ -1,0 +1,1 @@
+"""Numbers from fitted methods and tables: pure functions, and the evaluation that calls them."""

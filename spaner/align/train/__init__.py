@@ -1,0 +1,1 @@
+"""From a cache to a saved run: tasks, fitting, choosing, sweeping, extending."""

@@ -1,0 +1,154 @@
+"""Several cells of a sweep trained as one batched tensor program: for a GPU that one cell leaves idle.
+
+Cells may differ in the settings of `STACKED`; everything that decides shapes, rows or the number of steps
+must agree. Each cell is built exactly as alone, keeps its own parameters, optimiser state, learning rate and
+random order, and its update is the one it would have made alone: the loss of one cell has no gradient in
+another. What differs is the order of sums inside the products, so a stacked cell equals its single run within
+rounding. A cell whose loss stops being finite fails alone; the others go on.
+
+Needs the memory of K cells, and tokens (K, B, P + 1, D) that a single run does not keep. On a CPU, processes
+with a thread each are faster.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spaner.align.methods import method as methods
+from spaner.align.methods.loop import Pairs, Progress, batch_numbers, check_finite, draws, passes
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import finished, pairs
+from spaner.align.train.run import Run
+from spaner.align.train.task import Task, scale_of
+from spaner.device import device_of, fast_products, precision_of
+from spaner.errors import RunError
+
+#: Settings in which cells trained as one may differ. `blend` has no part in training.
+STACKED = ("seed", "lr", "weight_decay", "lam", "logit_scale", "blend")
+
+
+def shape(config: TrainConfig) -> str | None:
+    """Equal for cells that can be trained as one on the same rows; None if the method trains alone."""
+    if not hasattr(methods.method(config.method), "NUMBERS"):
+        return None
+    return str({name: value for name, value in config.to_json().items() if name not in STACKED})
+
+
+def fit_stack(data: Task, configs: Sequence[TrainConfig]) -> list[Run | RunError]:
+    """`train.fit` for configurations of one `shape`; `Run.seconds` is a cell's share of the time.
+
+    Returns:
+        A run for every configuration, in order; a RunError in its place where the loss was not finite.
+
+    Raises:
+        SpanerError: as `fit`, for the first configuration that cannot be built.
+    """
+    device = device_of(configs[0].device)
+    tasks = [dataclasses.replace(data, logit_scale=scale_of(c, data.encoders)) for c in configs]
+    build = methods.method(configs[0].method).build
+    models = [build(c, t.widths, t.logit_scale).to(device) for c, t in zip(configs, tasks, strict=True)]
+    started = time.perf_counter()
+    histories = optimise_stack(models, pairs(data), configs, device)
+    seconds = (time.perf_counter() - started) / len(configs)
+    return [
+        history if isinstance(history, RunError) else finished(config, model, task, history, seconds)
+        for config, model, task, history in zip(configs, models, tasks, histories, strict=True)
+    ]
+
+
+def optimise_stack(
+    models: Sequence[nn.Module],
+    pairs: Pairs,
+    settings: Sequence[TrainConfig],
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[list[dict[str, float]] | RunError]:
+    """`loop.optimise` for models of one shape on the same pairs, each with its own settings.
+
+    Returns:
+        For every model its history, or the RunError that `optimise` would have raised.
+
+    Raises:
+        RunError: fewer than two samples.
+    """
+    precision = precision_of(settings[0].precision, device, batch_numbers(pairs, settings[0]))
+    program = _Program(models, settings, precision)
+    drawn = (torch.stack(each) for each in zip(*(draws(pairs, s) for s in settings), strict=True))
+    histories: list[list[dict[str, float]]] = [[] for _ in models]
+    failed: dict[int, RunError] = {}
+    for epoch, (means, fraction) in enumerate(passes(pairs, drawn, settings[0], device, program.step), 1):
+        for cell, values in enumerate(torch.stack(list(means.values()), 1).tolist()):
+            entry = {
+                "epoch": epoch,
+                **dict(zip(means, values, strict=True)),
+                "lr": settings[cell].lr * fraction,
+            }
+            histories[cell].append(entry)
+            try:
+                check_finite(entry, settings[cell])
+            except RunError as error:
+                failed.setdefault(cell, error)
+        if progress:
+            mean = math.fsum(history[-1]["loss"] for history in histories) / len(histories)
+            progress(epoch, settings[0].epochs, f"mean loss {mean:.4f}")
+    return [failed.get(cell, history) for cell, history in enumerate(histories)]
+
+
+class _Program:
+    """One step of K models: parameters stacked, losses side by side, an optimiser group for each."""
+
+    def __init__(
+        self, models: Sequence[nn.Module], settings: Sequence[TrainConfig], precision: torch.dtype
+    ) -> None:
+        self.cell, self.settings = _Loss(models[0]), settings
+        self.parameters = [dict(_Loss(model).named_parameters()) for model in models]
+        like = next(models[0].parameters())
+        names: tuple[str, ...] = getattr(models[0], "NUMBERS")  # noqa: B009
+        self.numbers = {name: like.new_tensor([getattr(model, name) for model in models]) for name in names}
+        groups = [
+            {
+                "params": [parameter for parameter in own.values() if parameter.requires_grad],
+                "weight_decay": each.weight_decay,
+            }
+            for own, each in zip(self.parameters, settings, strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.precision = precision
+
+    def step(
+        self, fraction: float, batch: dict[str, Float[Tensor, "K B D"]], labels: Int[Tensor, "K B"]
+    ) -> dict[str, Float[Tensor, " K"]]:
+        """Update every model once; the losses of each."""
+        for group, each in zip(self.optimizer.param_groups, self.settings, strict=True):
+            group["lr"] = each.lr * fraction
+        self.optimizer.zero_grad()
+        stacked = {name: torch.stack([own[name] for own in self.parameters]) for name in self.parameters[0]}
+        with fast_products(labels.device):
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
+                terms = torch.vmap(self._losses)(stacked, batch, labels, self.numbers)
+            terms["loss"].sum().backward()
+        self.optimizer.step()
+        return terms
+
+    def _losses(self, parameters: dict[str, Tensor], *inputs: Any) -> dict[str, Float[Tensor, ""]]:
+        return functional_call(self.cell, parameters, inputs)
+
+
+class _Loss(nn.Module):
+    """A model whose call is its loss, which is what `functional_call` can call."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, batch: dict[str, Tensor], labels: Tensor, numbers: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return self.model.loss(batch, labels, **numbers)

@@ -1,0 +1,32 @@
+"""``spaner eval``: score a trained run on any cache made with the same encoder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spaner.cli import console
+
+
+def evaluate(
+    *,
+    run: Annotated[Path, typer.Option(help="Run folder written by `spaner train`.")],
+    cache: Annotated[Path, typer.Option(help="Cache to score on; its encoder must be the run's.")],
+    split: Annotated[
+        str | None, typer.Option(help="Table to score.", show_default="image/test, else image/val")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Score a trained run on a table of any cache made with the same encoder.
+
+    Example: `spaner eval --run runs/digits-paper-1a2b3c4d --cache cache/digits --split image/test`
+    """
+    from spaner.align.score.evaluate import evaluate as score
+    from spaner.align.train import run as checkpoint
+    from spaner.cli.train import print_scores
+
+    metrics = score(checkpoint.load(run), cache, split)
+    if json:
+        console.dump(metrics)
+    else:
+        print_scores(metrics, f"{run} on {cache}")

@@ -1,0 +1,217 @@
+"""ESC-50 (Piczak 2015), and the ImageNet-ESC sets that pair its sounds with ImageNet's pictures.
+
+    meta/esc50.csv       columns filename, fold, target, category (and others, unread)
+    audio/*.wav          2,000 clips of 5 s, 8 per class and fold
+
+`esc50` gives the folds that the CSV lists as splits fold1 … fold5, rows in CSV order. `imagenet-esc-27` and
+`imagenet-esc-19` (Lin et al. 2023) keep the classes of their map, named as ImageNet names them (a barking
+dog is an "Otterhound") and labelled by ascending ImageNet index; all five folds must be there. Where
+ImageNet is found they bring its images of the same classes, else they have sound only.
+Which rows train is decided later, by `spaner.cache.folds`. Opens no sound and downloads nothing.
+"""
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from spaner.cache.folds import FOLDS
+from spaner.errors import DatasetError
+from spaner.extract.datasets import imagenet
+from spaner.extract.datasets.audio import audio_split
+from spaner.extract.datasets.dataset import Dataset, Split
+
+LISTING = "meta/esc50.csv"
+COLUMNS = ("filename", "fold", "target", "category")
+ORDER = {"order": "as listed in meta/esc50.csv"}
+
+IMAGENET_ESC = (  # ImageNet index, class name and text, ESC-50 category, whether ESC-19 has it too
+    (7, "rooster", "rooster", True),
+    (8, "hen", "hen", True),
+    (19, "chickadee", "chirping_birds", True),
+    (31, "tree frog", "frog", True),
+    (175, "Otterhound", "dog", True),
+    (285, "Egyptian Mau", "cat", True),
+    (308, "fly", "insects", True),
+    (312, "cricket insect", "crickets", True),
+    (341, "pig", "pig", True),
+    (349, "bighorn sheep", "sheep", True),
+    (404, "airliner", "airplane", True),
+    (466, "high-speed train", "train", True),
+    (473, "can opener", "can_opening", False),
+    (491, "chainsaw", "chainsaw", True),
+    (497, "church", "church_bells", False),
+    (508, "computer keyboard", "keyboard_typing", True),
+    (530, "digital clock", "clock_alarm", True),
+    (556, "fire screen", "crackling_fire", False),
+    (673, "computer mouse", "mouse_click", True),
+    (861, "toilet seat", "toilet_flush", False),
+    (882, "vacuum cleaner", "vacuum_cleaner", True),
+    (892, "wall clock", "clock_tick", True),
+    (896, "sink", "water_drops", False),
+    (897, "washing machine", "washing_machine", True),
+    (898, "water bottle", "drinking_sipping", False),
+    (899, "water jug", "pouring_water", False),
+    (977, "sandbar", "sea_waves", False),
+)
+
+
+def read(argument: str = "", root: Path | None = None, **_: object) -> Dataset:
+    """Read ESC-50 at `argument`, else `root`, else ``$ESC50_ROOT``, else ``data/esc50``.
+
+    Raises:
+        DatasetError: no listing there, a column or value missing, no rows, no sound files.
+    """
+    base, rows = _listing(argument, root)
+    categories = _categories(base, rows)
+    label_of = {name: label for label, name in enumerate(categories)}
+    splits = _folds(base, rows, label_of)
+    names = [name.replace("_", " ") for name in categories]
+    return Dataset("esc50", names, {"audio": splits}, encoders={"audio": "esresnext"}, ledger=ORDER)
+
+
+def class_map(classes: int) -> list[tuple[int, str, str]]:
+    """(ImageNet index, class name, ESC-50 category) of ImageNet-ESC-27 or -19, by ascending index."""
+    return [row[:3] for row in IMAGENET_ESC if classes == len(IMAGENET_ESC) or row[3]]
+
+
+def _imagenet_esc(classes: int) -> Callable[..., Dataset]:
+    def read_pairs(argument: str = "", root: Path | None = None, **_: object) -> Dataset:
+        base, rows = _listing(argument, root)
+        _categories(base, rows)
+        pairs = class_map(classes)
+        label_of = {category: label for label, (_, _, category) in enumerate(pairs)}
+        kept = [row for row in rows if row["category"] in label_of]
+        _check_complete(base, kept, list(label_of))
+        splits = {"audio": _folds(base, kept, label_of)}
+        names = [name for _, name, _ in pairs]
+        ledger = dict(ORDER)
+        pictures = _pictures(root, names)
+        if pictures is not None:
+            splits["image"], told = pictures
+            ledger |= {"images": told}
+        encoders = {"audio": "esresnext"}
+        return Dataset(f"imagenet-esc-{classes}", names, splits, encoders=encoders, ledger=ledger)
+
+    return read_pairs
+
+
+read_imagenet_esc_19 = _imagenet_esc(19)
+read_imagenet_esc_27 = _imagenet_esc(27)
+
+
+def _listing(argument: str, root: Path | None) -> tuple[Path, list[dict[str, str]]]:
+    """The folder and the CSV's rows, stripped."""
+    given = Path(argument) if argument else root or Path(os.environ.get("ESC50_ROOT") or "data/esc50")
+    places = [given, given / "esc50", given / "ESC-50", given / "ESC-50-master"]
+    base = next((place for place in places if (place / LISTING).is_file()), None)
+    if base is None:
+        raise DatasetError(
+            f"ESC-50 not found at {given}: no {LISTING}; expected meta/esc50.csv and audio/*.wav; "
+            "type `--data-root PATH` or set ESC50_ROOT"
+        )
+    with (base / LISTING).open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        found = reader.fieldnames or []
+        missing = [name for name in COLUMNS if name not in found]
+        if missing:
+            raise DatasetError(
+                f"{base / LISTING}: column {missing[0]!r} is missing; found {', '.join(found) or 'none'}; "
+                "expected "
+                f"{', '.join(COLUMNS)}; use the file as published"
+            )
+        rows = [{name: (row[name] or "").strip() for name in COLUMNS} for row in reader]
+    _check_rows(base, rows)
+    return base, rows
+
+
+def _check_rows(base: Path, rows: list[dict[str, str]]) -> None:
+    if not rows:
+        raise DatasetError(
+            f"{base / LISTING}: found no rows; expected one line per clip; use the published file"
+        )
+    folds = [str(i) for i in range(1, FOLDS + 1)]
+    for line, row in enumerate(rows, start=2):
+        if row["fold"] not in folds or not row["target"].isdigit() or not row["filename"]:
+            raise DatasetError(
+                f"{base / LISTING}: line {line} has fold {row['fold']!r}, target {row['target']!r}, file "
+                f"{row['filename']!r}; expected a fold from 1 to {FOLDS}, a number and a name; correct the "
+                "line"
+            )
+    if not any((base / "audio" / row["filename"]).is_file() for row in rows):
+        raise DatasetError(
+            f"{base / 'audio'}: found none of the {len(rows):,} listed clips; expected audio/*.wav; "
+            "unpack the audio folder"
+        )
+
+
+def _categories(base: Path, rows: list[dict[str, str]]) -> list[str]:
+    """Category names by ascending target."""
+    pairs = sorted({(int(row["target"]), row["category"]) for row in rows})
+    names = [name for _, name in pairs]
+    if len({target for target, _ in pairs}) < len(pairs) or len(set(names)) < len(names):
+        raise DatasetError(
+            f"{base / LISTING}: targets and categories do not pair up ({len(pairs)} combinations); expected "
+            "one "
+            "category per target; use the file as published"
+        )
+    return names
+
+
+def _folds(base: Path, rows: list[dict[str, str]], label_of: dict[str, int]) -> dict[str, Split]:
+    splits = {}
+    for fold in sorted({row["fold"] for row in rows}):
+        chosen = [row for row in rows if row["fold"] == fold]
+        labels = np.array([label_of[row["category"]] for row in chosen])
+        splits[f"fold{fold}"] = audio_split(base, [f"audio/{row['filename']}" for row in chosen], labels)
+    return splits
+
+
+def _check_complete(base: Path, rows: list[dict[str, str]], categories: list[str]) -> None:
+    """Every class of the map in every fold."""
+    absent = [name for name in categories if all(row["category"] != name for row in rows)]
+    if absent:
+        raise DatasetError(
+            f"{base / LISTING}: no clip of {absent[0]} ({len(absent)} of {len(categories)} classes of the "
+            "map are "
+            "missing); expected the whole of ESC-50; use the file as published"
+        )
+    there = {(row["category"], row["fold"]) for row in rows}
+    for fold in (str(i) for i in range(1, FOLDS + 1)):
+        lacking = [name for name in categories if (name, fold) not in there]
+        if lacking:
+            raise DatasetError(
+                f"{base / LISTING}: fold {fold} has no clip of {lacking[0]} ({len(lacking)} classes missing "
+                "there); "
+                f"expected {FOLDS} folds with every class; use the file as published"
+            )
+
+
+def _pictures(root: Path | None, names: list[str]) -> tuple[dict[str, Split], str] | None:
+    """ImageNet's images of the named classes, relabelled, and where their order came from; None without
+    ImageNet.
+
+    Raises:
+        DatasetError: ImageNet is there, but a class of the map is not.
+    """
+    place = Path(os.environ.get("IMAGENET_ROOT") or (root or Path("data")) / "imagenet")
+    if not place.is_dir():
+        return None
+    whole = imagenet.read(root=place)
+    lacking = [name for name in names if name not in whole.class_names]
+    if lacking:
+        raise DatasetError(
+            f"{place}: no class {lacking[0]} ({len(lacking)} of {len(names)} classes of the map are "
+            "missing); "
+            "expected their folders in train and val; unpack them"
+        )
+    new = np.full(len(whole.class_names), -1, np.int32)
+    new[[whole.class_names.index(name) for name in names]] = np.arange(len(names))
+    splits = {}
+    for name, split in whole.splits["image"].items():
+        rows = np.flatnonzero(new[split.labels] >= 0)
+        taken = split.take(rows)
+        splits[name] = Split(taken.ids, new[taken.labels], taken.open)
+    return splits, whole.ledger["order"]

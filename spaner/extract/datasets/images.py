@@ -1,0 +1,118 @@
+"""Pictures: files to 8-bit RGB, and the place of a random crop. Needs Pillow and NumPy, no torch.
+
+Decoding follows what CLIP's own pipeline does with a healthy file (``convert("RGB")``, transparency dropped,
+first frame of an animation) and adds what that leaves out: EXIF rotation, 16-bit grey scaled to 8 bits
+instead of clipped, a reason in plain words for every file that cannot be used.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from spaner.extract.datasets.dataset import Split
+
+LARGEST_PIXELS = (
+    178_956_970  # Pillow's own limit against decompression bombs: a quarter of 2 GiB at 3 bytes a pixel
+)
+
+
+class BadImage(ValueError):
+    """A file that gives no picture; the message is the failed row's reason."""
+
+
+def image_split(root: Path, ids: Sequence[str], labels: np.ndarray) -> Split:
+    """A split of image files: ids are paths relative to ``root``, decoded when opened."""
+    return Split(ids, np.asarray(labels, dtype=np.int32), lambda key: decode(root / key))
+
+
+def decode(path: Path) -> Image.Image:
+    """The file's picture as 8-bit RGB, turned upright. Run it inside ``quiet()``: Pillow warns about odd
+    files.
+
+    Raises:
+        BadImage: missing, empty, truncated, no picture, too large, or pixels without a defined range.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_size(image)
+            image.load()
+            return _rgb(_upright(image))
+    except BadImage:
+        raise
+    except FileNotFoundError:
+        raise BadImage("file not found") from None
+    except UnidentifiedImageError:
+        raise BadImage("empty file" if path.stat().st_size == 0 else "not an image") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {LARGEST_PIXELS:,} pixels") from None
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, SyntaxError, struct.error, IndexError … for broken files
+        raise BadImage(_reason(error)) from error
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > LARGEST_PIXELS:
+        raise BadImage(f"{image.width} x {image.height} is more than {LARGEST_PIXELS:,} pixels")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "truncated" in text or "Truncated" in text or isinstance(error, EOFError):
+        return "truncated image"
+    line = text.splitlines()[0] if text else type(error).__name__
+    return f"cannot be decoded: {line}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; a broken EXIF block means the stored orientation."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the parser raises whatever the damage leads it to
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _grey_from_16_bit(image)
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no defined range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _grey_from_16_bit(image: Image.Image) -> Image.Image:
+    """65,535 becomes 255; Pillow's own conversion would clip everything above 255 to white."""
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 65_535):
+        raise BadImage("32-bit pixels have no defined range")
+    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Pillow's warnings about odd files for the whole process while inside.
+
+    One switch around a run rather than one per file, because Python's warning filters are not per thread.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def random_crop(key: str, view: int, seed: int, spare: tuple[int, int]) -> tuple[int, int, bool]:
+    """Where a random view lies: (left, top, mirrored), a pure function of sample id, view and seed.
+
+    Args:
+        spare: pixels by which the resized image exceeds the crop: (width, height).
+    """
+    digest = hashlib.sha256(f"{seed}|{view}|{key}".encode()).digest()
+    left, top = (int.from_bytes(digest[i : i + 8], "little") for i in (0, 8))
+    return left % (spare[0] + 1), top % (spare[1] + 1), bool(digest[16] & 1)

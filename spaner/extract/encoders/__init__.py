@@ -1,0 +1,1 @@
+"""One file per frozen encoder, and what every encoder offers."""

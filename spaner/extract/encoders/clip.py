@@ -1,0 +1,268 @@
+"""CLIP-style encoders through open_clip: one for images, one for text, sharing the weights' hash.
+
+Image views: 0 is the model's own evaluation preprocessing (for CLIP: shortest side to 224 bicubic, centre
+crop), the others are random crops as in Lin et al. (arXiv:2301.06267): shortest side to 224, a random 224
+crop, mirrored every other time. Text: the model's own tokenizer. Rows are raw, not normalised. Nothing here
+trains or tunes a tower.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float, Int
+from open_clip.factory import load_checkpoint
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional as transforms
+
+from spaner.cache.manifest import EncoderSpec
+from spaner.errors import EncoderError
+from spaner.extract.datasets.images import random_crop
+from spaner.extract.device import DTYPES, choose_device, choose_precision
+from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
+
+
+def load(
+    modality: str,
+    *,
+    model: str,
+    weights: str,
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    **_: object,
+) -> "ImageEncoder | TextEncoder":
+    """Load the image or text tower of an open_clip model.
+
+    Raises:
+        EncoderError: another modality, or what ``weights.resolve`` and ``build`` raise.
+    """
+    if modality not in ("image", "text"):
+        raise EncoderError(f"--encoder open_clip: no encoder for {modality}; expected image or text")
+    place = choose_device(device)
+    arithmetic = choose_precision(precision, place)
+    source = resolve(model, weights)
+    built = build(source, seed)
+    make = ImageEncoder if modality == "image" else TextEncoder
+    return make(built, source, arithmetic, place)
+
+
+def build(source: Source, seed: int = 0) -> nn.Module:
+    """The model in float32 on the CPU, in evaluation mode, with the source's weights (strictly) or seeded
+    random ones.
+
+    Raises:
+        EncoderError: the configuration cannot be built, or the checkpoint does not fit it.
+    """
+    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _silent_log():
+        torch.manual_seed(seed)
+        Path(folder, "open_clip_config.json").write_text(json.dumps(source.config))
+        try:
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        except Exception as error:  # a configuration can be wrong in any way
+            raise EncoderError(
+                f"{source.name}: cannot be built: {_first_line(error)}; correct its config"
+            ) from error
+    if source.checkpoint is not None:
+        _load(model, source)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _load(model: nn.Module, source: Source) -> None:
+    try:
+        load_checkpoint(model, str(source.checkpoint), strict=True, weights_only=True)  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # pickle, zip, safetensors and shape errors alike
+        raise EncoderError(
+            f"{source.checkpoint}: does not load as {source.name}: {_first_line(error)}; expected its state "
+            "dict as safetensors or a weights-only .pt; check --model"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200] or type(error).__name__
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    """open_clip warns on the root logger that a model without weights is random, which is asked for here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+class ImageEncoder:
+    """The image tower: RGB pictures -> (B, D)."""
+
+    def __init__(self, model: nn.Module, source: Source, precision: str, device: torch.device) -> None:
+        cfg = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+        self.centre: Any = image_transform_v2(cfg, is_train=False)
+        self.size = cfg.size if isinstance(cfg.size, tuple | list) else (cfg.size, cfg.size)
+        self.cfg = cfg
+        self.spec = _spec(model, source, "image", precision, _describe(cfg))
+        self.device, self.dtype = device, DTYPES[precision]
+        self.tower = _tower(model).to(device, self.dtype)
+        if device.type == "cuda":
+            self.tower = self.tower.to(memory_format=torch.channels_last)
+
+    def prepare(
+        self, payload: Image.Image, view: int, key: str, seed: int
+    ) -> Float[Tensor, "3 height width"]:
+        """View 0: the model's own preprocessing; above: resize, random crop, mirror half the time."""
+        if view == 0:
+            return self.centre(payload)
+        height, width = self.size
+        scale = max(height / payload.height, width / payload.width)
+        resized = [max(height, round(scale * payload.height)), max(width, round(scale * payload.width))]
+        how = transforms.InterpolationMode(self.cfg.interpolation)
+        picture: Any = payload  # torchvision takes pictures too, but is typed for tensors
+        picture = transforms.resize(picture, resized, interpolation=how)
+        left, top, mirrored = random_crop(key, view, seed, (resized[1] - width, resized[0] - height))
+        picture = picture.crop((left, top, left + width, top + height))
+        if mirrored:
+            picture = transforms.hflip(picture)
+        return transforms.normalize(transforms.to_tensor(picture), list(self.cfg.mean), list(self.cfg.std))
+
+    @torch.inference_mode()
+    def encode(self, batch: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B D"]:
+        """Rows in float32 on the CPU; fetching them is the batch's only synchronisation."""
+        memory = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        pictures = batch.to(self.device, non_blocking=True).to(self.dtype, memory_format=memory)
+        return self.tower(pictures).float().cpu()
+
+
+class TextEncoder:
+    """The text tower: strings -> (B, D)."""
+
+    def __init__(self, model: nn.Module, source: Source, precision: str, device: torch.device) -> None:
+        self.tokenize = _tokenizer(source)
+        length = int(getattr(self.tokenize, "context_length", 0) or 77)
+        kind = type(self.tokenize).__name__
+        self.spec = _spec(model, source, "text", precision, {"tokenizer": kind, "context_length": length})
+        self.device = device
+        if hasattr(model, "visual"):
+            del model.visual
+        self.model: Any = model.to(device, DTYPES[precision])
+        self.short = _cuttable(self.model)
+
+    def prepare(self, payload: str, view: int = 0, key: str = "", seed: int = 0) -> Int[Tensor, " T"]:
+        """Token ids, padded to the context length; the views of a text are strings of their own."""
+        return self.tokenize([payload])[0]
+
+    @torch.inference_mode()
+    def encode(self, batch: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+        """Rows in float32 on the CPU; padding behind the longest string is cut off where that is exact."""
+        tokens = batch.to(self.device, non_blocking=True)
+        if self.short is not None:
+            return encode_short(self.short, tokens).float().cpu()
+        return self.model.encode_text(tokens, normalize=False).float().cpu()
+
+
+def _cuttable(model: nn.Module) -> Any | None:
+    """The text transformer, if it is causal and reads its row at the end-of-text token; else None.
+
+    Then no position sees the padding behind it, so leaving the padding out is exact.
+    """
+    if type(model) is open_clip.CLIP:
+        return model if model.text_pool_type == "argmax" and model.attn_mask is not None else None
+    text = getattr(model, "text", None)
+    plain = type(model) is open_clip.CustomTextCLIP and type(text) is TextTransformer
+    if (
+        not plain
+        or text is None
+        or text.pool_type != "argmax"
+        or text.cls_emb is not None
+        or text.use_pad_mask
+    ):
+        return None
+    return text if text.attn_mask is not None else None
+
+
+def encode_short(tower: Any, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+    """What ``encode_text`` gives, computed up to the last end-of-text token (the largest id)."""
+    ends = tokens.argmax(dim=-1)
+    length = int(ends.max()) + 1
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(tokens[:, :length]).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
+    if tower.text_projection is None:
+        return x
+    return (
+        tower.text_projection(x)
+        if isinstance(tower.text_projection, nn.Linear)
+        else x @ tower.text_projection
+    )
+
+
+def _tower(model: nn.Module) -> nn.Module:
+    """What maps pictures to rows: the image tower alone where that is all of ``encode_image``."""
+    if type(model) in (open_clip.CLIP, open_clip.CustomTextCLIP):
+        return model.visual  # pyright: ignore[reportReturnType]
+    return _EncodeImage(model)
+
+
+class _EncodeImage(nn.Module):
+    """``encode_image`` of a model that does more there than run its image tower (CoCa)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model.encode_image(pictures, normalize=False)
+
+
+def _tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
+    text = source.config["model_cfg"]["text_cfg"]
+    try:
+        with _silent_log():
+            if source.tokenizer is not None:
+                return open_clip.get_tokenizer(source.tokenizer)
+            length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+            if text.get("hf_tokenizer_name"):
+                return open_clip.tokenizer.HFTokenizer(text["hf_tokenizer_name"], length, **options)
+            return open_clip.SimpleTokenizer(context_length=length, **options)
+    except Exception as error:  # a tokenizer from the hub can fail in any way
+        raise EncoderError(
+            f"tokenizer of {source.name} cannot be loaded: {_first_line(error)}; it comes from the hub; "
+            "connect once, or use a model with CLIP's own tokenizer"
+        ) from error
+
+
+def _describe(cfg: PreprocessCfg) -> dict[str, Any]:
+    """Everything between file and network, for the manifest."""
+    return {
+        "size": cfg.size if isinstance(cfg.size, int) else list(cfg.size),
+        "resize": cfg.resize_mode,
+        "interpolation": cfg.interpolation,
+        "mean": list(cfg.mean),
+        "std": list(cfg.std),
+        "views": "0 evaluation; above: shortest side resized, random crop, mirrored with p 0.5",
+    }
+
+
+def _spec(model: Any, source: Source, modality: str, precision: str, preprocessing: dict) -> EncoderSpec:
+    return EncoderSpec(
+        name=source.name,
+        weights=source.label,
+        weights_sha256=weights_sha256(model),
+        modality=modality,
+        dim=int(source.config["model_cfg"]["embed_dim"]),
+        preprocessing=preprocessing,
+        precision=precision,
+        logit_scale=round(float(model.logit_scale.detach().exp().mean()), 4),
+        synthetic=source.checkpoint is None,
+    )

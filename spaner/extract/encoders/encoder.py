@@ -1,0 +1,87 @@
+"""Encoders: what one must offer, and the registry that finds it by name.
+
+An entry is "module:attr", a function ``load(modality, *, model, weights, precision, device, seed, …) ->
+Encoder``; it ignores what it does not need (``**_``). Packages add their own under the entry-point group
+``spaner.encoders``. Built-in and foreign entries are loaded alike, when first asked for, and every one must
+pass ``tests/extract/test_encoder_contract.py``.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from spaner.cache.manifest import EncoderSpec
+from spaner.errors import EncoderError
+
+ENCODERS: dict[str, str] = {
+    "clap": "spaner.extract.encoders.clap:load",
+    "digits": "spaner.extract.encoders.digits:load",
+    "esresnext": "spaner.extract.encoders.esresnext:load",
+    "open_clip": "spaner.extract.encoders.clip:load",
+}
+
+
+class Encoder(Protocol):
+    """A frozen encoder of one modality: a row depends on a payload and ``spec``, never on its neighbours."""
+
+    spec: EncoderSpec
+
+    def prepare(self, payload: Any, view: int, key: str, seed: int) -> Tensor:
+        """One view of one payload as a CPU tensor: pure in its arguments, called from many threads.
+
+        Views above 0 are random; they draw from ``key`` (the sample's id), ``view`` and ``seed`` alone. A
+        payload that cannot be used raises a plain exception, whose first line becomes the failed row's
+        reason.
+        """
+        ...
+
+    def encode(self, batch: Tensor) -> Float[Tensor, "B D"]:
+        """Rows of a stacked batch, float32 on the CPU, not normalised."""
+        ...
+
+
+def names() -> dict[str, str]:
+    """Every registered encoder, built in or from an installed package: name -> "module:attr"."""
+    foreign = {entry.name: entry.value for entry in entry_points(group="spaner.encoders")}
+    return foreign | ENCODERS
+
+
+def load(
+    name: str,
+    modality: str,
+    *,
+    model: str = "ViT-B-16",
+    weights: str = "openai",
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    **options: Any,
+) -> Encoder:
+    """Load the encoder ``name`` for ``modality`` ("image", "text", "audio").
+
+    Args:
+        weights: a pretrained tag, a checkpoint file, or "random" (seeded by ``seed``).
+        precision: auto, float32, bfloat16 or float16.
+        options: what only some encoders know, e.g. ``audio_seconds``.
+
+    Raises:
+        EncoderError: unknown name, model or weights, or nothing to load them from.
+    """
+    known = names()
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = (
+            f"; did you mean `--encoder {near[0]}`?"
+            if near
+            else "; leave --encoder out for the data set's own"
+        )
+        raise EncoderError(f"--encoder {name}: unknown; expected one of {', '.join(sorted(known))}{hint}")
+    module, _, attribute = known[name].partition(":")
+    factory: Callable[..., Encoder] = getattr(import_module(module), attribute)
+    settings = {"model": model, "weights": weights, "precision": precision, "device": device, "seed": seed}
+    return factory(modality, **settings, **options)

@@ -1,0 +1,288 @@
+"""Stage 1: run frozen encoders over a data set once, into a sealed cache.
+
+Every table is begun or continued, filled, checked and sealed, one after another. What was finished before is
+not computed again. Nothing here knows how a file is read or a row is computed.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spaner.cache import library
+from spaner.cache.library import Cache, Writer
+from spaner.cache.manifest import Manifest
+from spaner.errors import DatasetError, RecipeError
+from spaner.extract import pipeline, purity, texts
+from spaner.extract.config import ExtractConfig
+from spaner.extract.datasets import images
+from spaner.extract.datasets.dataset import Dataset, read
+from spaner.extract.encoders import encoder as encoders
+from spaner.extract.encoders.encoder import Encoder
+from spaner.extract.plan import TablePlan, destination, plan
+from spaner.extract.summary import Progress, Summary, TableSummary, no_progress
+
+
+def extract(
+    config: ExtractConfig | None = None, *, progress: Progress | None = None, **overrides: Any
+) -> Summary:
+    """Extract what ``config`` asks for; ``overrides`` are fields of ``ExtractConfig``.
+
+    Returns:
+        What was done, table by table. An interrupted run is continued by the same call.
+
+    Raises:
+        DatasetError: missing or contradictory data, or more unreadable files than tolerated.
+        EncoderError: a model that cannot be loaded, or whose rows depend on their batch.
+        CacheError: what is there was made with other settings, another process writes it, the disk is full.
+    """
+    config = configured(config, overrides)
+    dataset = read(config.dataset, config.data_root, holdout=config.holdout, seed=config.seed)
+    tables, path = plan(config, dataset), destination(config, dataset)
+    if config.dry_run:
+        return Summary(path, _sizes(config, dataset, tables), dry_run=True)
+    done: list[TableSummary] = []
+    with images.quiet():
+        for modality in dict.fromkeys(table.modality for table in tables):
+            run = Run(config, dataset, load(config, dataset, modality), progress or no_progress)
+            with library.create(path, dataset.name, dataset.class_names) as cache:
+                done += [run.table(cache, table) for table in tables if table.modality == modality]
+    return Summary(path, done)
+
+
+def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> ExtractConfig:
+    """``config`` with ``overrides`` in place; paths may be strings.
+
+    Raises:
+        RecipeError: an override that is no field.
+    """
+    fields = [field.name for field in dataclasses.fields(ExtractConfig)]
+    for name in overrides:
+        if name not in fields:
+            near = get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RecipeError(f"extract: no setting {name!r}; expected one of {', '.join(fields)}{hint}")
+    config = dataclasses.replace(config or ExtractConfig(), **overrides)
+    paths = {name: getattr(config, name) for name in ("data_root", "cache", "draws_from")}
+    return dataclasses.replace(
+        config, **{name: Path(value) for name, value in paths.items() if value is not None}
+    )
+
+
+def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
+    """The encoder that the user, else the data set, wants for ``modality``."""
+    return encoders.load(
+        config.encoder or dataset.encoders.get(modality, "open_clip"),
+        modality,
+        model=config.model,
+        weights=config.pretrained,
+        precision=precision or config.precision,
+        device=config.device,
+        seed=config.seed,
+        **(_audio_options(config) if modality == "audio" else {}),
+    )
+
+
+def _audio_options(config: ExtractConfig) -> dict[str, Any]:
+    names = ("audio_feature", "audio_seconds", "audio_range", "audio_mode")
+    return {name: getattr(config, name) for name in names}
+
+
+def _sizes(config: ExtractConfig, dataset: Dataset, tables: list[TablePlan]) -> list[TableSummary]:
+    """Rows and bytes of every table, without loading open_clip's weights."""
+    dims = {table.modality: 0 for table in tables}
+    for modality in dims:
+        name = config.encoder or dataset.encoders.get(modality, "open_clip")
+        if name == "open_clip":
+            from spaner.extract.encoders.clip_weights import dimension
+
+            dims[modality] = dimension(config.model)
+        else:
+            dims[modality] = load(config, dataset, modality).spec.dim
+    item = np.dtype(config.dtype).itemsize
+    return [
+        TableSummary(t.name, len(t.ids), 0, len(t.ids) * len(t.views) * dims[t.modality] * item)
+        for t in tables
+    ]
+
+
+class Run:
+    """One modality's tables through one encoder."""
+
+    def __init__(self, config: ExtractConfig, dataset: Dataset, encoder: Encoder, progress: Progress) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.encoder = encoder
+        self.progress = progress
+        self.reference: Encoder | None = None
+
+    def table(self, cache: Cache, table: TablePlan) -> TableSummary:
+        """Begin or continue one table, fill it, check it and seal it."""
+        manifest = table.manifest(self.dataset, self.encoder.spec, self.config)
+        with cache.begin(
+            manifest, table.ids, table.labels, table.draws, overwrite=self.config.overwrite
+        ) as writer:
+            if writer.sealed:
+                sealed = cache.table(table.name)
+                return self._summary(manifest, sealed.failures(), manifest.rows, None, sealed.measured)
+            load = self._loader(table)
+            todo = _rows(writer)
+            self._check_early(table, writer, load)
+            began = time.perf_counter()
+            self._fill(cache, table, writer, load, manifest.rows - todo)
+            seconds = time.perf_counter() - began
+            failures = writer.failures()
+            self._check_failed(table, failures)
+            measured = self._measure(table, writer, load, failures)
+            writer.seal(measured)
+        return self._summary(
+            manifest, failures, manifest.rows - todo, todo / seconds if todo else None, measured
+        )
+
+    def _loader(self, table: TablePlan) -> Callable[[int], torch.Tensor | str]:
+        """Row -> its V prepared views, or why there are none."""
+        if table.source is not None:
+            return pipeline.opened(table.source, self.encoder, len(table.views), self.config.seed)
+        names = self.dataset.class_names
+
+        def tokens(row: int) -> torch.Tensor:
+            strings = [texts.put(template, names[row]) for template in table.views]
+            return torch.stack([self.encoder.prepare(text, 0, text, 0) for text in strings])
+
+        return tokens
+
+    def _fill(
+        self,
+        cache: Cache,
+        table: TablePlan,
+        writer: Writer,
+        load: Callable[[int], torch.Tensor | str],
+        done: int,
+    ) -> None:
+        def tick(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self.progress(done, writer.manifest.rows, table.name)
+
+        if table.source is None:
+            known = texts.known_columns(cache, writer.manifest)
+            texts.fill(writer, self.dataset.class_names, self.encoder, self.config.batch_size, known, tick)
+            return
+        pipeline.fill(writer, load, self.encoder, self._pace(), tick)
+
+    def _pace(self) -> pipeline.Pace:
+        cuda = getattr(getattr(self.encoder, "device", None), "type", "cpu") == "cuda"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = self.config.workers or (min(16, cores) if cuda else max(1, cores // 2))
+        return pipeline.Pace(self.config.batch_size, workers, pin=cuda)
+
+    def _check_early(
+        self, table: TablePlan, writer: Writer, load: Callable[[int], torch.Tensor | str]
+    ) -> None:
+        """Refuse an impure encoder before hours of work, on a few of the rows to do."""
+        if not writer.pending or purity.fixed_batch(self.encoder):
+            return
+        first = writer.rows(writer.pending[0])
+        rows = [first.start + row for row in purity.spread(first.stop - first.start, 4)]
+        _, probes = _probes(rows, load, len(table.views))
+        if len(probes) > 1:
+            found, _ = purity.measure(self.encoder, probes)
+            purity.check(found, self.encoder, table.name, allow=self.config.allow_impure)
+
+    def _check_failed(self, table: TablePlan, failures: dict[str, str]) -> None:
+        share = len(failures) / len(table.ids)
+        if share > self.config.max_failed:
+            first = "; ".join(f"{key}: {why}" for key, why in list(failures.items())[:3])
+            raise DatasetError(
+                f"{table.name}: {len(failures):,} of {len(table.ids):,} files failed ({100 * share:.3g} %), "
+                f"tolerated {100 * self.config.max_failed:.3g} %; {first}; mend the files and type "
+                f"`--overwrite`, or raise `--max-failed`"
+            )
+
+    def _measure(
+        self,
+        table: TablePlan,
+        writer: Writer,
+        load: Callable[[int], torch.Tensor | str],
+        failures: dict[str, str],
+    ) -> dict[str, Any]:
+        """Purity over the whole table, stored rows included; for lower precision, agreement with float32."""
+        if purity.fixed_batch(self.encoder):
+            return {"purity": purity.by_design(self.encoder), "failed": len(failures)}
+        rows = [row for row in purity.spread(len(table.ids), purity.PROBES) if table.ids[row] not in failures]
+        kept, probes = _probes(rows, load, len(table.views))
+        if not len(probes):
+            return {}
+        found, alone = purity.measure(self.encoder, probes)
+        views = [_view(i, len(table.views)) for i in range(len(kept))]
+        stored = purity.difference(writer.read(np.array(kept))[np.arange(len(kept)), views], alone)
+        rounding = purity.HALF_STORAGE if writer.manifest.dtype == "float16" else 0.0
+        worst = max(found, stored - rounding)
+        purity.check(worst, self.encoder, table.name, allow=self.config.allow_impure)
+        precision = self.encoder.spec.precision
+        measured: dict[str, Any] = {"purity": purity.facts(worst, stored, len(kept), precision)}
+        measured |= {"failed": len(failures)}
+        if precision != "float32":
+            measured["agreement"] = self._agreement(table, load, failures)
+        return measured
+
+    def _agreement(
+        self, table: TablePlan, load: Callable[[int], torch.Tensor | str], failures: dict[str, str]
+    ) -> dict[str, Any]:
+        if self.reference is None:
+            self.reference = load_reference(self.config, self.dataset, table.modality)
+        rows = purity.spread(len(table.ids), purity.AGREEMENT_ROWS)
+        _, probes = _probes([row for row in rows if table.ids[row] not in failures], load, len(table.views))
+        return purity.agreement(self.encoder, self.reference, probes)
+
+    def _summary(
+        self,
+        manifest: Manifest,
+        failures: dict[str, str],
+        resumed: int,
+        rate: float | None,
+        measured: dict[str, Any],
+    ) -> TableSummary:
+        size = manifest.rows * len(manifest.views) * manifest.dim * np.dtype(manifest.dtype).itemsize
+        return TableSummary(
+            name=manifest.table,
+            rows=manifest.rows,
+            resumed=resumed,
+            bytes=size,
+            failures=failures,
+            rows_per_second=rate,
+            purity=measured.get("purity", {}).get("max_relative"),
+            agreement=measured.get("agreement", {}).get("min_cosine"),
+        )
+
+
+def load_reference(config: ExtractConfig, dataset: Dataset, modality: str) -> Encoder:
+    """The same encoder in float32, for measuring agreement."""
+    return load(config, dataset, modality, precision="float32")
+
+
+def _rows(writer: Writer) -> int:
+    """Rows that are still to be written."""
+    spans = [writer.rows(chunk) for chunk in writer.pending]
+    return sum(span.stop - span.start for span in spans)
+
+
+def _view(position: int, views: int) -> int:
+    """Probes take turns through the views."""
+    return position % views
+
+
+def _probes(
+    rows: list[int], load: Callable[[int], torch.Tensor | str], views: int
+) -> tuple[list[int], torch.Tensor]:
+    """Rows that can be opened, and one prepared view of each (n, …)."""
+    loaded = {row: load(row) for row in rows}
+    good = {row: item for row, item in loaded.items() if isinstance(item, torch.Tensor)}
+    items = [item[_view(i, views)] for i, item in enumerate(good.values())]
+    return list(good), torch.stack(items) if items else torch.empty(0)
