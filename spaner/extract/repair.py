@@ -7,6 +7,7 @@ can mend (damaged metadata, ids or labels) is named; ``spaner extract --overwrit
 from pathlib import Path
 from typing import Any
 
+from spaner import registry
 from spaner.cache import library
 from spaner.cache.library import Cache
 from spaner.cache.manifest import EncoderSpec, Manifest
@@ -116,7 +117,7 @@ def _shots_and_seed(draw: str) -> tuple[int, int]:
 def _source(manifest: Manifest, ids: list[str], labels: Any, dataset: str | None, root: Path | None) -> Split:
     """Where the table's samples come from, found by their ids in any split of the data set."""
     spec = dataset or manifest.dataset
-    if spec.partition(":")[0] not in DATASETS:
+    if spec.partition(":")[0] not in registry.names(DATASETS, "dataset"):
         raise DatasetError(
             f"{manifest.table}: the cache does not say where data set {spec!r} lies; expected what was given "
             "to extract; type for example `--dataset folder:PATH`"

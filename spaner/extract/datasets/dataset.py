@@ -1,6 +1,7 @@
 """Data sets: what a reader hands to the extraction, and the registry of readers.
 
-A reader is a function ``read(argument, root, *, holdout, seed) -> Dataset``, named in ``DATASETS``.
+A reader is a function ``read(argument, root, *, holdout, seed) -> Dataset``, named in ``DATASETS`` or by an
+installed package (entry-point group ``spaner.datasets``).
 ``argument`` is what follows the colon of the user's ``name:argument`` ("" without one), ``root`` is the
 folder of ``--data-root`` or None; a reader ignores what it does not need (``**_``). It lists files and
 labels; nothing is opened before its row is extracted. It encodes nothing and draws no few-shot subset.
@@ -8,13 +9,12 @@ labels; nothing is opened before its row is extracted. It encodes nothing and dr
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spaner import registry
 from spaner.errors import DatasetError
 
 DATASETS: dict[str, str] = {
@@ -86,10 +86,10 @@ def read(spec: str, root: Path | None = None, *, holdout: float = 0.2, seed: int
         DatasetError: unknown name, or what the reader found missing or contradictory.
     """
     name, _, argument = spec.partition(":")
-    if name not in DATASETS:
-        near = get_close_matches(name, DATASETS, n=1) or (["folder:" + spec] if Path(spec).is_dir() else [])
-        hint = f"; did you mean `--dataset {near[0]}`?" if near else ""
-        raise DatasetError(f"--dataset {spec}: unknown; expected one of {', '.join(sorted(DATASETS))}{hint}")
-    module, _, attribute = DATASETS[name].partition(":")
-    reader = getattr(import_module(module), attribute)
+    if name not in registry.names(DATASETS, "dataset") and Path(spec).is_dir():
+        raise DatasetError(
+            f"--dataset {spec}: a folder, not a name; expected NAME or NAME:PATH; did you mean "
+            f"`--dataset folder:{spec}`?"
+        )
+    reader = registry.load(DATASETS, "dataset", name, DatasetError)
     return reader(argument, root, holdout=holdout, seed=seed)

@@ -7,14 +7,12 @@ pass ``tests/extract/test_encoder_contract.py``.
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
+from spaner import registry
 from spaner.cache.manifest import EncoderSpec
 from spaner.errors import EncoderError
 
@@ -45,10 +43,9 @@ class Encoder(Protocol):
         ...
 
 
-def names() -> dict[str, str]:
-    """Every registered encoder, built in or from an installed package: name -> "module:attr"."""
-    foreign = {entry.name: entry.value for entry in entry_points(group="spaner.encoders")}
-    return foreign | ENCODERS
+def names() -> list[str]:
+    """Every registered encoder, built in or from an installed package."""
+    return registry.names(ENCODERS, "encoder")
 
 
 def load(
@@ -72,16 +69,6 @@ def load(
     Raises:
         EncoderError: unknown name, model or weights, or nothing to load them from.
     """
-    known = names()
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = (
-            f"; did you mean `--encoder {near[0]}`?"
-            if near
-            else "; leave --encoder out for the data set's own"
-        )
-        raise EncoderError(f"--encoder {name}: unknown; expected one of {', '.join(sorted(known))}{hint}")
-    module, _, attribute = known[name].partition(":")
-    factory: Callable[..., Encoder] = getattr(import_module(module), attribute)
+    factory: Callable[..., Encoder] = registry.load(ENCODERS, "encoder", name, EncoderError)
     settings = {"model": model, "weights": weights, "precision": precision, "device": device, "seed": seed}
     return factory(modality, **settings, **options)
