@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spaner.extract.datasets.audio import RATE, SUFFIXES, Recording, waveform
+from spaner.extract.datasets.audio import RATE, Recording, waveform
+from spaner.extract.datasets.tree import SOUNDS
 from spaner.extract.encoders import esresnext as audio_encoder
 from spaner.extract.encoders import fbsp
 from spaner.extract.encoders.esresnext import AudioEncoder
@@ -114,7 +115,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         paths = made_up(Path(folder), options.clips)
         if options.folder:
-            found = [path for path in sorted(options.folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+            found = [path for path in sorted(options.folder.rglob("*")) if path.suffix.lower() in SOUNDS]
             paths = found[: options.clips]
         print(f"{len(paths)} clips of 5 s, {torch.get_num_threads()} threads")
         print(f"by the clock, for {ESC50:,} clips | processor, ratio, on {CORES} free cores | rows differ")

@@ -14,7 +14,7 @@ import spaner.cache
 from spaner.cache import Manifest
 from spaner.cache.survey import survey
 from spaner.cli import doctor
-from spaner.extract.datasets.roots import LOOKED_FOR, roots
+from spaner.extract.datasets.dataset import LOOKED_FOR, roots
 from tests.conftest import Outcome, made_up_spec
 
 

@@ -54,7 +54,7 @@ def doctor(
 def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
     """Everything on the page, as JSON types. `problems` pairs what is wrong with what mends it."""
     from spaner.cache.survey import survey
-    from spaner.extract.datasets.roots import roots
+    from spaner.extract.datasets.dataset import roots
 
     packages, broken = installed()
     data = [asdict(root) for root in roots()]

@@ -20,7 +20,7 @@ class ExtractConfig:
 
     dataset: str = field(
         default="imagenet",
-        metadata=_help("digits, imagenet, folder:PATH, csv:PATH, coop:SPLIT.json, esc50, imagenet-esc-27 …"),
+        metadata=_help("digits, imagenet, folder:PATH, csv:PATH, coop:NAME, esc50, imagenet-esc-27 …"),
     )
     data_root: Path | None = field(
         default=None,
@@ -90,6 +90,9 @@ class ExtractConfig:
     max_failed: float = field(default=0.01, metadata=_help("largest tolerated share of unreadable files"))
     allow_impure: bool = field(
         default=False, metadata=_help("keep rows that depend on their batch (marked in the table)")
+    )
+    allow_outside: bool = field(
+        default=False, metadata=_help("let a list name files that lie outside its data root")
     )
     overwrite: bool = field(default=False, metadata=_help("replace tables made with other settings"))
     dry_run: bool = field(default=False, metadata=_help("print rows, bytes and destination, and stop"))

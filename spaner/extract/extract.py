@@ -43,17 +43,23 @@ def extract(
         CacheError: what is there was made with other settings, another process writes it, the disk is full.
     """
     config = configured(config, overrides)
-    dataset = read(config.dataset, config.data_root, holdout=config.holdout, seed=config.seed)
+    dataset = read(
+        config.dataset,
+        config.data_root,
+        holdout=config.holdout,
+        seed=config.seed,
+        allow_outside=config.allow_outside,
+    )
     tables, path = plan(config, dataset), destination(config, dataset)
     if config.dry_run:
-        return Summary(path, _sizes(config, dataset, tables), dry_run=True)
+        return Summary(path, _sizes(config, dataset, tables), dry_run=True, left_out=dataset.left_out)
     done: list[TableSummary] = []
     with images.quiet():
         for modality in dict.fromkeys(table.modality for table in tables):
             run = Run(config, dataset, load(config, dataset, modality), progress or no_progress)
             with library.create(path, dataset.name, dataset.class_names) as cache:
                 done += [run.table(cache, table) for table in tables if table.modality == modality]
-    return Summary(path, done)
+    return Summary(path, done, left_out=dataset.left_out)
 
 
 def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> ExtractConfig:
@@ -71,7 +77,7 @@ def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> Extra
     config = dataclasses.replace(config or ExtractConfig(), **overrides)
     paths = {name: getattr(config, name) for name in ("data_root", "cache", "draws_from")}
     return dataclasses.replace(
-        config, **{name: Path(value) for name, value in paths.items() if value is not None}
+        config, **{name: Path(value).expanduser() for name, value in paths.items() if value is not None}
     )
 
 

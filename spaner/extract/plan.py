@@ -15,7 +15,7 @@ from spaner.errors import DatasetError
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets.dataset import Dataset, Split
-from spaner.extract.templates import table_name, templates
+from spaner.extract.templates import tables
 
 INDEX_FILE = re.compile(r"shot_(\d+)-seed_(\d+)\.json$")
 OWN_SCALE_MODALITIES = {"image", "text"}
@@ -181,7 +181,7 @@ def _index_name(path: Path) -> str:
 def _texts(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
     labels = np.arange(len(dataset.class_names), dtype=np.int32)
     ids = texts.ids(dataset.class_names)
-    sets = {table_name(name): templates(name) for name in config.templates}
+    sets = tables(config.templates)
     return [TablePlan("text", name, ids, labels, tuple(found)) for name, found in sets.items()]
 
 

@@ -42,12 +42,19 @@ class TableSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A whole run: where its tables are, and what was repaired if that was asked for (chunks)."""
+    """A whole run.
+
+    Attributes:
+        path: where its tables are.
+        repaired: chunks, if that was asked for.
+        left_out: what lies under the data root and is no row: kind -> how many, and the first of them.
+    """
 
     path: Path
     tables: list[TableSummary]
     dry_run: bool = False
     repaired: int = 0
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -7,16 +7,41 @@ The sets lie in ``templates.json``, verbatim and in the order in which they beco
     hand_crafted         CLIP's seven best for ImageNet (arXiv:2103.00020)
     ensemble             180 = 31 generic ones, CLIP's 80 for ImageNet and 108 of other data sets, sorted; the
                          reference keeps them in a set, whose order changes from process to process
+
+A set or file fills the text table of its name, so two of one name are refused.
 """
 
 import json
-from difflib import get_close_matches
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from spaner import registry
 from spaner.errors import DatasetError
+from spaner.extract.datasets.dataset import LONGEST
+from spaner.extract.datasets.lists import first_double, lines, short
 
 NAMES = ("mined", "vanilla", "classname", "ensemble", "hand_crafted")
+
+
+def tables(names: Sequence[str]) -> dict[str, list[str]]:
+    """Text table -> templates, of every set and file that was asked for.
+
+    Raises:
+        DatasetError: what `templates` raises, or two of them would fill one table.
+    """
+    source = {table_name(name): name for name in names}
+    first = {name: name for name in NAMES}
+    for name in names:
+        table = table_name(name)
+        before = first.setdefault(table.casefold(), name)  # one folder on a disk that ignores case
+        if before != name:
+            which = "the set of that name" if before in NAMES else before
+            raise DatasetError(
+                f"--templates {name}: fills the table text/{table}, as {which} does; expected a name of its "
+                "own; rename the file"
+            )
+    return {table: templates(name) for table, name in source.items()}
 
 
 def templates(name: str) -> list[str]:
@@ -27,13 +52,11 @@ def templates(name: str) -> list[str]:
     """
     if name in NAMES:
         return json.loads((files("spaner.extract") / "templates.json").read_text(encoding="utf-8"))[name]
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return _from_file(path)
-    near = get_close_matches(name, NAMES, n=1)
-    hint = (
-        f"did you mean `--templates {near[0]}`?" if near else "type for example `--templates mined,vanilla`"
-    )
+    near = registry.nearest(name, NAMES, cutoff=0.6)
+    hint = f"did you mean `--templates {near}`?" if near else "type for example `--templates mined,vanilla`"
     raise DatasetError(
         f"--templates {name}: neither a set nor a file; expected {', '.join(NAMES)} or a file; {hint}"
     )
@@ -50,19 +73,22 @@ def fill(template: str, class_name: str) -> str:
 
 
 def _from_file(path: Path) -> list[str]:
-    lines = {i: line.strip() for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)}
-    found = {i: line for i, line in lines.items() if line}
+    found = dict(lines(path))
     for i, line in found.items():
         if line.count("{}") != 1:
             raise DatasetError(
-                f"{path}: line {i} holds {line.count('{}')} times {{}}: {line!r}; expected exactly one, "
-                "where the class name goes; correct the line"
+                f"{path}: line {i} holds {line.count('{}')} times {{}}: {short(line)!r}; expected exactly "
+                "one, where the class name goes; correct the line"
+            )
+        if len(line.encode()) > LONGEST:
+            raise DatasetError(
+                f"{path}: line {i} has {len(line.encode()):,} bytes; expected at most {LONGEST:,}; shorten it"
             )
     if not found:
         raise DatasetError(
             f"{path}: found no templates; expected one per line with one {{}}; add `a photo of a {{}}.`"
         )
-    double = {line for line in found.values() if list(found.values()).count(line) > 1}
-    if double:
-        raise DatasetError(f"{path}: template {min(double)!r} occurs twice; expected each once; remove one")
+    double = first_double(found.values())
+    if double is not None:
+        raise DatasetError(f"{path}: template {double!r} occurs twice; expected each once; remove one")
     return list(found.values())

@@ -82,8 +82,9 @@ def known_columns(cache: Cache, manifest: Manifest) -> dict[int, np.ndarray]:
         table = cache.table(name)
         if table.manifest.encoder != manifest.encoder or table.manifest.dtype != manifest.dtype:
             continue
-        shared = [view for view, template in enumerate(manifest.views) if template in table.views]
+        column = {template: view for view, template in enumerate(table.views)}
+        shared = [view for view, template in enumerate(manifest.views) if template in column]
         if table.ok.all() and set(shared) - set(found):
             rows = table.read()
-            found |= {view: rows[:, table.views.index(manifest.views[view])] for view in shared}
+            found |= {view: rows[:, column[manifest.views[view]]] for view in shared}
     return found

@@ -1,6 +1,7 @@
 """Every kind of sound file becomes the waveform it should; every broken one a short reason."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,46 @@ def test_a_split_opens_files_below_its_root(tmp_path: Path) -> None:
     split = audio_split(tmp_path, ["audio/a.wav"], np.array([4]))
     assert split.labels.dtype == np.int32
     assert waveform(split.open("audio/a.wav"), 0.25).shape == (1, 11_025)
+
+
+def test_a_flac_without_its_length_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(44_100), 44_100)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the 36-bit count of samples, and the checksum over them
+    data[22:42] = bytes(20)
+    path.write_bytes(data)
+    assert decode(path, 9)[0].shape == (1, 22_050)
+    assert decode(path, 0.1)[0].shape == (1, 4_410)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadSound, match=r"damaged|truncated"):
+        decode(path, 9)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 134_261_828])
+def test_a_rate_that_no_sound_has_is_refused_before_anything_is_read(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(8_000), 8_000)
+    data = bytearray(path.read_bytes())
+    data[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(BadSound, match=f"a rate of {rate:,} Hz; sounds have 1,000 to 768,000"):
+        decode(path, 5)
+    with pytest.raises(BadSound, match=f"a rate of {rate:,} Hz"):
+        waveform((tone(8_000).T, rate), seconds=5)
+
+
+def test_more_channels_than_fit_are_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(8_000, channels=7), 8_000)
+    monkeypatch.setattr("spaner.extract.datasets.audio.BUDGET", 2 * 4_000 * 7 * 4 - 1)
+    with pytest.raises(BadSound, match="4,000 samples in 7 channels take 224,000 bytes"):
+        decode(path, 5)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(BadSound, match="a pipe, socket or device"):
+        decode(tmp_path / "a.wav", 5)

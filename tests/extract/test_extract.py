@@ -15,6 +15,7 @@ from spaner.errors import CacheError, DatasetError, EncoderError, Mismatch, Reci
 from spaner.extract import Summary
 from spaner.extract import extract as run
 from spaner.extract.datasets.imagenet import class_names
+from spaner.extract.datasets.images import FORMATS
 from spaner.extract.extract import extract as extract_
 from tests.extract.conftest import CLASSES, fill_folder, picture
 
@@ -247,7 +248,7 @@ def damaged(tmp_path: Path) -> Path:
     folder = tmp_path / "damaged" / "train" / "sea"
     fill_folder(folder, 10, 0)
     (folder / "empty.jpg").touch()
-    (folder / "note.txt").write_text("not a picture")
+    (folder / "note.jpg").write_text("not a picture")
     picture(1, (160, 120)).save(folder / "cut.jpg")
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-700])
     return tmp_path / "damaged"
@@ -258,7 +259,7 @@ def test_bad_files_are_failed_rows_with_reasons(extract: Any, damaged: Path) -> 
     expected = {
         "train/sea/cut.jpg": "truncated image",
         "train/sea/empty.jpg": "empty file",
-        "train/sea/note.txt": "not an image",
+        "train/sea/note.jpg": f"not an image ({', '.join(FORMATS)})",
     }
     assert summary.tables[0].failures == expected
     with spaner.cache.open(summary.path) as cache:

@@ -100,9 +100,7 @@ def test_bad_trees(tmp_path):
     ):
         read(BY_WNID, root=strange)
     empty = tree(tmp_path / "empty", {synsets()[0]: 0, **dict.fromkeys(synsets()[1:3], 2)})
-    with pytest.raises(
-        DatasetError, match=f"{synsets()[0]}: found no files; expected images; unpack the class again"
-    ):
+    with pytest.raises(DatasetError, match=f"{synsets()[0]}: found no samples; expected at least one file"):
         read(BY_WNID, root=empty)
     short = tree(tmp_path / "short", dict.fromkeys(synsets()[:3], 1))
     with pytest.raises(

@@ -1,7 +1,10 @@
 """Pictures: every kind of file gives the right pixels or the right reason."""
 
+import os
 import struct
+import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spaner.extract.datasets.images import BadImage, decode, quiet, random_crop
+from spaner.extract.datasets.images import BadImage, decode, image_split, quiet, random_crop
 from tests.extract.conftest import picture
 
 
@@ -86,7 +89,7 @@ def test_an_empty_file_says_so(tmp_path: Path) -> None:
 
 def test_a_text_file_is_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
-    assert reason(tmp_path / "a.jpg") == "not an image"
+    assert reason(tmp_path / "a.jpg").startswith("not an image (JPEG, PNG")
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
-    assert "cannot be decoded" in reason(tmp_path)
+    assert reason(tmp_path) == "a folder, not a file"
 
 
 def test_floating_point_pixels_have_no_range(tmp_path: Path) -> None:
@@ -128,3 +131,60 @@ def test_random_crops_reach_every_place_and_mirror_half() -> None:
     crops = [random_crop(f"{i}", 1, 0, (4, 2)) for i in range(600)]
     assert {(left, top) for left, top, _ in crops} == {(i, j) for i in range(5) for j in range(3)}
     assert 240 < sum(mirrored for _, _, mirrored in crops) < 360
+
+
+@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (3, 601)])
+def test_a_sliver_is_refused_before_anybody_resizes_it(tmp_path: Path, size: tuple[int, int]) -> None:
+    assert "one side is more than 200 times the other" in reason(
+        saved(tmp_path, Image.new("L", size), "a.png")
+    )
+
+
+def test_16_bit_grey_takes_little_more_than_its_pixels(tmp_path: Path) -> None:
+    values = np.arange(1200 * 1000, dtype=np.uint16).reshape(1200, 1000)
+    path = saved(tmp_path, Image.fromarray(values), "a.png")
+    tracemalloc.start()
+    try:
+        found = np.asarray(decode(path))[..., 0]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found, (values.astype(int) + 128) // 257)
+    assert peak < 24 * values.size  # bands of a million values at 8 bytes, twice, beside the picture
+
+
+@pytest.mark.parametrize(("mode", "side"), [("I;16", 8_400), ("RGBA", 10_100), ("L", 12_800)])
+def test_what_a_picture_would_take_is_known_from_its_header(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str, side: int
+) -> None:
+    path = saved(tmp_path, Image.new(mode, (1, 1)), "a.png")
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("allocated"))
+    assert f"{side} x {side} pixels of mode {mode} take" in reason(path)
+
+
+def test_other_formats_are_not_opened_whatever_they_are_called(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "EPS"  # Pillow itself would start Ghostscript now
+    assert reason(tmp_path / "a.jpg").startswith("not an image (JPEG")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    assert reason(tmp_path / "a.jpg") == "a pipe, socket or device, not a file"
+
+
+def test_a_link_to_nothing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("nowhere")
+    assert reason(tmp_path / "a.jpg") == "a link to nothing"
+
+
+def test_a_split_knows_size_and_age_of_its_files(tmp_path: Path) -> None:
+    path = saved(tmp_path, picture(1), "a.png")
+    split = image_split(tmp_path, ["a.png", "gone.png"], np.array([0, 0]))
+    assert split.stat("a.png") == (path.stat().st_size, path.stat().st_mtime_ns)
+    assert split.take(np.array([1])).stat("gone.png") is None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_folder_mistakes(tmp_path: Path, class_folders: Path) -> None:
     assert "no such folder" in wrong("folder:")
     assert "found no class folders" in wrong(f"folder:{tmp_path}")
     (tmp_path / "train" / "sea").mkdir(parents=True)
-    assert "found no files (1 empty class folder); expected at least one image" in wrong(f"folder:{tmp_path}")
+    assert "train/sea: found no samples; expected at least one file" in wrong(f"folder:{tmp_path}")
     assert "--holdout 1.0: expected a share" in wrong("folder:train", class_folders, holdout=1.0)
 
 
@@ -95,6 +96,103 @@ def test_a_test_class_that_train_lacks_is_named(tmp_path: Path, class_folders: P
     shutil.copytree(class_folders, tmp_path / "x")
     fill_folder(tmp_path / "x" / "test" / "zebra", 1, 0)
     assert "class 'zebra' is in test but not in train (1 such)" in wrong(f"folder:{tmp_path / 'x'}")
+
+
+def test_whatever_is_no_row_is_counted(tmp_path: Path, class_folders: Path) -> None:
+    base = tmp_path / "x"
+    shutil.copytree(class_folders, base)
+    (base / "train" / "sea" / "deep" / "er").mkdir(parents=True)
+    for path in (
+        "train/loose.jpg",
+        "train/sea/deep/1.jpg",
+        "train/sea/deep/er/2.jpg",
+        "train/sea/LICENSE.txt",
+    ):
+        (base / path).touch()
+    for folder in ("__MACOSX", "train/@eaDir", "train/sea/.git"):
+        (base / folder).mkdir()
+    dataset = read(f"folder:{base}")
+    assert {split: len(part) for split, part in dataset.splits["image"].items()} == {"train": 21, "test": 15}
+    assert dataset.left_out == {
+        "left by other programs": (2, "__MACOSX"),
+        "beside the class folders": (1, "train/loose.jpg"),
+        "hidden": (1, "train/sea/.git"),
+        "no samples by their ending": (1, "train/sea/LICENSE.txt"),
+        "in folders inside a class folder": (2, "train/sea/deep/1.jpg"),
+    }
+
+
+def test_what_cannot_be_opened_is_a_row_that_fails(tmp_path: Path) -> None:
+    fill_folder(tmp_path / "x" / "a", 1, 0)
+    (tmp_path / "x" / "a" / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "x" / "a" / "pipe.jpg")
+    split = read(f"folder:{tmp_path / 'x'}", holdout=0).splits["image"]["train"]
+    assert list(split.ids) == ["a/0.jpg", "a/gone.jpg", "a/pipe.jpg"]
+    for key in split.ids[1:]:
+        with pytest.raises(ValueError, match="a link to nothing|a pipe"):
+            split.open(key)
+    (tmp_path / "x" / "b").symlink_to("nowhere")
+    assert "x/b: a link to nothing where class folders are" in wrong(f"folder:{tmp_path / 'x'}")
+
+
+def test_splits_may_be_written_in_capitals_but_not_twice(tmp_path: Path, class_folders: Path) -> None:
+    base = tmp_path / "x"
+    shutil.copytree(class_folders / "train", base / "Train")
+    shutil.copytree(class_folders / "test", base / "VALID")
+    assert rows(read(f"folder:{base}"), "val")[0] == ("VALID/red_fox/0.jpg", 0)
+    shutil.copytree(class_folders / "test", base / "val")
+    assert "VALID/ and val/ are both the split val" in wrong(f"folder:{base}")
+
+
+def test_split_folders_beside_another_are_not_taken_for_classes(tmp_path: Path, class_folders: Path) -> None:
+    base = tmp_path / "x"
+    shutil.copytree(class_folders, base)
+    fill_folder(base / "extra", 1, 0)
+    assert "split folders (test, train) beside another folder, extra/" in wrong(f"folder:{base}")
+    for name in ("car", "train"):
+        fill_folder(tmp_path / "vehicles" / name, 2, 0)
+    assert read(f"folder:{tmp_path / 'vehicles'}").class_names == ["car", "train"]
+
+
+def test_one_file_a_class_leaves_no_test_split(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill_folder(tmp_path / "x" / name, 1, 0)
+    dataset = read(f"folder:{tmp_path / 'x'}")
+    assert list(dataset.splits["image"]) == ["train"]
+    assert dataset.left_out == {"splits without rows": (1, "image/test")}
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("a_b", "a b", "c"):
+        fill_folder(tmp_path / "x" / name, 1, 0)
+    assert "classes 'a b' and 'a_b' are both named 'a b'" in wrong(f"folder:{tmp_path / 'x'}")
+    listing = tmp_path / "x" / "classes.txt"
+    listing.write_text("a b  second\na_b first\nc\nd never\n")
+    dataset = read(f"folder:{tmp_path / 'x'}")
+    assert dataset.class_names == ["second", "first", "c"]
+    assert dataset.left_out["lines of classes.txt without a folder"] == (1, "d")
+    listing.write_text("a b  one\na_b one\nc\n")
+    assert "classes 'one' and 'one' are both named 'one'" in wrong(f"folder:{tmp_path / 'x'}")
+    listing.write_text("a b  one\na_b two\nc\na_b three\n")
+    assert "line 4 names folder 'a_b' again" in wrong(f"folder:{tmp_path / 'x'}")
+
+
+def test_sounds_with_a_licence_are_sounds_and_a_mixture_is_refused(tmp_path: Path) -> None:
+    for name in ("LICENSE.txt", "1.wav", "2.WAV"):
+        (tmp_path / "x" / "bark").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / "bark" / name).touch()
+    dataset = read(f"folder:{tmp_path / 'x'}", holdout=0)
+    assert list(dataset.splits["audio"]["train"].ids) == ["bark/1.wav", "bark/2.WAV"]
+    picture(0).save(tmp_path / "x" / "bark" / "3.jpg")
+    assert "holds sounds and pictures (bark/1.wav, bark/3.jpg)" in wrong(f"folder:{tmp_path / 'x'}")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(class_folders.parent))
+    assert len(read("folder:~/photos").splits["image"]["train"]) == 21
+    assert len(read("folder:photos", Path("~")).splits["image"]["train"]) == 21
 
 
 # -- csv -------------------------------------------------------------------------------------------
@@ -215,6 +313,55 @@ def test_flat_val_with_the_devkit_uses_ilsvrc_ids_not_wnid_order(tree: Path, kin
     assert [label for _, label in rows(read("imagenet", tree), "test")] == [2, 0, 1, 2]
 
 
+def test_kaggles_list_may_have_a_byte_order_mark(tree: Path) -> None:
+    lines = [f"{name},{WNIDS[1]} 1 2 3 4" for name in flat(tree)]
+    text = "\r\n".join(["ImageId,PredictionString", *lines])
+    (tree / "LOC_val_solution.csv").write_text(text, encoding="utf-8-sig")
+    assert {label for _, label in rows(read("imagenet", tree), "test")} == {1}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    {
+        "{}.JPEG n01514668 tench": "line 1 has 3 words: .*; expected two, `file label`",
+        "{}.JPEG": "line 1 has 1 words",
+        "{}.JPEG 0\n{}.JPEG 1": r"ILSVRC2012_val_00000001 has two classes, n01514668 and n01514859",
+        "{}.JPEG 0.5": r"class '0.5' has no folder in train",
+    }.items(),
+)
+def test_a_val_list_that_is_not_understood_is_one_line(tree: Path, line: str, message: str) -> None:
+    (name,) = flat(tree, 1)
+    (tree / "val.txt").write_text(line.replace("{}", name) + "\n")
+    with pytest.raises(DatasetError, match=message):
+        read("imagenet", tree)
+
+
+@pytest.mark.parametrize(("name", "text"), [("map_clsloc.txt", "n1\n"), ("meta.mat", "no matrix")])
+def test_a_damaged_devkit_is_one_line(tree: Path, name: str, text: str) -> None:
+    flat(tree)
+    (tree / "data").mkdir()
+    (tree / "data" / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n3\n1\n")
+    (tree / "data" / name).write_text(text)
+    assert name in wrong("imagenet", tree)
+    (tree / "data" / "map_clsloc.txt").write_text("n01514668 1 cock\n")
+    assert "line 2 has '2'; expected an ILSVRC id from 1 to 1" in wrong("imagenet", tree)
+
+
+def test_images_beside_the_class_folders_of_val_are_not_lost(tree: Path) -> None:
+    flat(tree)
+    fill_folder(tree / "val" / WNIDS[0], 1, 0)
+    found = wrong("imagenet", tree)
+    assert "val: 4 images beside the class folders, first ILSVRC2012_val_00000001.JPEG" in found
+    for image in (tree / "val").glob("*.JPEG"):
+        image.unlink()
+    (tree / "val" / "README.md").touch()
+    (tree / "val" / "odd").touch()
+    assert read("imagenet", tree).left_out == {
+        "no samples by their ending": (1, "val/README.md"),
+        "beside the class folders": (1, "val/odd"),
+    }
+
+
 def test_imagenet_mistakes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IMAGENET_ROOT", raising=False)
@@ -234,7 +381,7 @@ def test_imagenet_mistakes(tree: Path, tmp_path: Path, monkeypatch: pytest.Monke
     (tree / "val.txt").write_text(f"{names[0]}.JPEG 3\n")
     assert "class '3' has no folder in train" in wrong("imagenet")
     (tree / "train" / "n02085620").mkdir()
-    assert "n02085620: found no files" in wrong("imagenet")
+    assert "n02085620: found no samples" in wrong("imagenet")
 
 
 def test_a_val_class_that_train_lacks_is_named(tree: Path) -> None:

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 
 from spaner.errors import DatasetError
-from spaner.extract.templates import NAMES, fill, table_name, templates
+from spaner.extract.templates import NAMES, fill, table_name, tables, templates
 
 BEST = [
     "itap of a {}.",
@@ -72,3 +72,45 @@ def test_an_unknown_set_names_the_nearest() -> None:
         templates("mind")
     with pytest.raises(DatasetError, match=f"expected {', '.join(NAMES)} or a file"):
         templates("zzz")
+
+
+@pytest.mark.parametrize("place", ["vanilla.txt", "d/vanilla.txt", "Vanilla.txt"])
+@pytest.mark.parametrize("others", [["vanilla"], ["mined"], []])
+def test_an_own_file_named_like_a_set_is_refused(tmp_path: Path, place: str, others: list[str]) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / place).write_text("a blurry {}.\n")
+    with pytest.raises(DatasetError, match=r"fills the table text/.anilla, as the set of that name does"):
+        tables([*others, str(tmp_path / place)])
+
+
+def test_two_files_of_one_name_are_refused_and_one_set_may_be_named_twice(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.txt").write_text("a {}.\n")
+    files = [str(tmp_path / folder / "t.txt") for folder in ("a", "b")]
+    with pytest.raises(DatasetError, match=r"b/t.txt: fills the table text/t, as .*a/t.txt does; .* rename"):
+        tables(files)
+    assert tables(["vanilla", files[0], "vanilla"]) == {"vanilla": ["a photo of a {}."], "t": ["a {}."]}
+
+
+def test_twenty_thousand_templates_are_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"photo {i} of {{}}.\n" for i in range(20_000)))
+    assert len(templates(str(path))) == 20_000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("“a” {}\n", encoding=encoding)
+    assert templates(str(path)) == ["“a” {}"]
+
+
+def test_a_template_in_another_encoding_or_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("“a photo” of a {}.\n", encoding="cp1252")
+    with pytest.raises(DatasetError, match=r"byte 0x93 in line 1 is no UTF-8; .* reads '“a photo” of a \{\}"):
+        templates(str(path))
+    path.write_text("a {} " + "very " * 5000)
+    with pytest.raises(DatasetError, match="line 1 has 25,004 bytes; expected at most 1,024"):
+        templates(str(path))

@@ -7,14 +7,16 @@ cut or zeros at the end. Needs soundfile and torchaudio's resampler; decoding wi
 A sound that cannot be used raises `BadSound`, the failed row's reason. Digital silence (every sample exactly
 0) is one: an encoder that looks at log power sees nothing but rounding noise there, other noise on every
 machine. Clips with silent stretches are kept. A damaged OGG file that ends between two pages, or an MP3 file
-that ends early, is taken as a shorter one: these formats do not tell.
+that ends early, is taken as a shorter one: these formats do not tell. A FLAC file without its length, as
+encoders that write into a pipe leave it, is read to its end. What a sound takes in memory is computed from
+its header before a sample is allocated.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -23,16 +25,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torchaudio.transforms import Resample
 
-from spaner.extract.datasets.dataset import Split
+from spaner.extract.datasets.dataset import BUDGET, Split, file_split, why_no_file
 
-SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
-)
 RATE = 44_100
 MARGIN = 0.1
 """Seconds read beyond the cut, so that resampling the excerpt equals resampling the whole."""
 FINEST_RATIO = 2_000
 """Rates whose ratio needs larger numbers are rounded: 0.03 % of pitch at most, not gigabytes of filter."""
+RATES = range(1_000, 768_001)
+"""Hz that sounds have; beyond, a header is damaged or lies, and resampling would take gigabytes."""
+UNKNOWN_LENGTH = 1 << 62
+"""libsndfile reports more frames than this where a file does not say how many it has."""
 LOUDEST = 16.0
 """Full scale is 1; a float file far above it holds another unit."""
 PREPARATION = {
@@ -59,38 +62,55 @@ class Recording:
 
 def audio_split(root: Path, ids: Sequence[str], labels: np.ndarray) -> Split:
     """A split of sound files: ids are paths relative to `root`; a row opens as a `Recording`."""
-    return Split(ids, np.asarray(labels, dtype=np.int32), lambda key: Recording(root / key))
+    return file_split(ids, labels, lambda key: root / key, Recording)
 
 
-def are_sounds(names: Iterable[str]) -> bool:
-    """Whether every file name ends like a sound's."""
-    return all(PurePath(name).suffix.lower() in SUFFIXES for name in names)
+class _Stream(soundfile.SoundFile):
+    """A file read from its beginning: without a length libsndfile can decode it, but not seek in it."""
+
+    def seekable(self) -> bool:
+        """Never: soundfile would seek after every read."""
+        return False
 
 
 def decode(path: Path, seconds: float) -> tuple[Float[np.ndarray, "C L"], int]:
     """The first `seconds` of a file, or all of a shorter one: float32 in [-1, 1], and the rate in Hz.
 
     Raises:
-        BadSound: missing, empty, truncated, or not audio.
+        BadSound: missing, empty, truncated, not audio, or a rate or size that no sound has.
     """
+    missing = why_no_file(path)
+    if missing:
+        raise BadSound(missing)
     try:
-        with soundfile.SoundFile(path) as file:
-            wanted = min(file.frames, int(np.ceil(seconds * file.samplerate)))
+        with _Stream(path) as file:
+            rate, known = file.samplerate, file.frames < UNKNOWN_LENGTH
+            wanted = min(file.frames, int(np.ceil(seconds * rate)))
+            _check_rate(rate)
+            _check_size(wanted, file.channels)
             samples = file.read(wanted, dtype="float32", always_2d=True)
-            rate, complete = file.samplerate, file.format == "MP3" or len(samples) == wanted
+            complete = file.format == "MP3" or len(samples) == wanted or not known
     except soundfile.LibsndfileError as error:
         raise BadSound(_reason(path, str(error))) from None
-    missing = _missing_bytes(path)
-    if missing or not complete:
-        raise BadSound(
-            f"truncated: {missing:,} bytes are missing" if missing else "truncated: ends too early"
-        )
+    cut = _missing_bytes(path)
+    if cut or not complete:
+        raise BadSound(f"truncated: {cut:,} bytes are missing" if cut else "truncated: ends too early")
     return np.ascontiguousarray(samples.T), rate
 
 
+def _check_rate(rate: int) -> None:
+    if rate not in RATES:
+        raise BadSound(f"a rate of {rate:,} Hz; sounds have {RATES[0]:,} to {RATES[-1]:,}")
+
+
+def _check_size(samples: int, channels: int) -> None:
+    """Before anything is allocated: samples are read once and copied once, as float32."""
+    needed = 2 * samples * channels * 4
+    if needed > BUDGET:
+        raise BadSound(f"{samples:,} samples in {channels} channels take {needed:,} bytes, over {BUDGET:,}")
+
+
 def _reason(path: Path, message: str) -> str:
-    if not path.is_file():
-        return "file not found"
     if path.stat().st_size == 0:
         return "empty file"
     known = message.rpartition(": ")[2].strip().rstrip(".")
@@ -127,8 +147,9 @@ def waveform(
     """
     samples, found = payload.read(seconds + MARGIN) if isinstance(payload, Recording) else payload
     samples = np.asarray(samples, dtype=np.float32)
-    needed = int(np.ceil((seconds + MARGIN) * found)) if found > 0 else 0
-    mono = _checked(samples[..., :needed], found)
+    _check_rate(found)
+    needed = int(np.ceil((seconds + MARGIN) * found))
+    mono = _checked(samples[..., :needed])
     if found != rate:
         mono = _resampler(found, rate)(mono)
     length = round(seconds * rate)
@@ -136,10 +157,8 @@ def waveform(
     return torch.nn.functional.pad(mono[:length], (0, max(0, missing)))[None]
 
 
-def _checked(samples: np.ndarray, rate: int) -> Float[Tensor, " samples"]:
+def _checked(samples: np.ndarray) -> Float[Tensor, " samples"]:
     """The mean of the channels, if the samples can be used."""
-    if rate <= 0:
-        raise BadSound(f"a rate of {rate} Hz")
     if samples.ndim != 2 or samples.size == 0:
         raise BadSound(
             "no samples" if samples.size == 0 else f"shape {samples.shape} instead of (channels, samples)"

@@ -10,7 +10,6 @@ ImageNet is found they bring its images of the same classes, else they have soun
 Which rows train is decided later, by `spaner.cache.folds`. Opens no sound and downloads nothing.
 """
 
-import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,10 @@ import numpy as np
 from spaner.cache.folds import FOLDS
 from spaner.errors import DatasetError
 from spaner.extract.datasets import imagenet
-from spaner.extract.datasets.audio import audio_split
-from spaner.extract.datasets.dataset import Dataset, Split
+from spaner.extract.datasets.audio import Recording
+from spaner.extract.datasets.dataset import Dataset, LeftOut, Split, file_split, leave_out
+from spaner.extract.datasets.lists import first_double, places, short, table
+from spaner.extract.datasets.tree import look
 
 LISTING = "meta/esc50.csv"
 COLUMNS = ("filename", "fold", "target", "category")
@@ -58,7 +59,9 @@ IMAGENET_ESC = (  # ImageNet index, class name and text, ESC-50 category, whethe
 )
 
 
-def read(argument: str = "", root: Path | None = None, **_: object) -> Dataset:
+def read(
+    argument: str = "", root: Path | None = None, *, allow_outside: bool = False, **_: object
+) -> Dataset:
     """Read ESC-50 at `argument`, else `root`, else ``$ESC50_ROOT``, else ``data/esc50``.
 
     Raises:
@@ -67,9 +70,9 @@ def read(argument: str = "", root: Path | None = None, **_: object) -> Dataset:
     base, rows = _listing(argument, root)
     categories = _categories(base, rows)
     label_of = {name: label for label, name in enumerate(categories)}
-    splits = _folds(base, rows, label_of)
-    names = [name.replace("_", " ") for name in categories]
-    return Dataset("esc50", names, {"audio": splits}, encoders={"audio": "esresnext"}, ledger=ORDER)
+    splits = {"audio": _folds(base, rows, label_of, allow_outside=allow_outside)}
+    names, encoders = [name.replace("_", " ") for name in categories], {"audio": "esresnext"}
+    return Dataset("esc50", names, splits, encoders=encoders, ledger=ORDER, left_out=_unlisted(base, rows))
 
 
 def class_map(classes: int) -> list[tuple[int, str, str]]:
@@ -78,22 +81,27 @@ def class_map(classes: int) -> list[tuple[int, str, str]]:
 
 
 def _imagenet_esc(classes: int) -> Callable[..., Dataset]:
-    def read_pairs(argument: str = "", root: Path | None = None, **_: object) -> Dataset:
+    def read_pairs(
+        argument: str = "", root: Path | None = None, *, allow_outside: bool = False, **_: object
+    ) -> Dataset:
         base, rows = _listing(argument, root)
         _categories(base, rows)
         pairs = class_map(classes)
         label_of = {category: label for label, (_, _, category) in enumerate(pairs)}
         kept = [row for row in rows if row["category"] in label_of]
         _check_complete(base, kept, list(label_of))
-        splits = {"audio": _folds(base, kept, label_of)}
+        splits = {"audio": _folds(base, kept, label_of, allow_outside=allow_outside)}
         names = [name for _, name, _ in pairs]
         ledger = dict(ORDER)
         pictures = _pictures(root, names)
         if pictures is not None:
             splits["image"], told = pictures
             ledger |= {"images": told}
-        encoders = {"audio": "esresnext"}
-        return Dataset(f"imagenet-esc-{classes}", names, splits, encoders=encoders, ledger=ledger)
+        left_out, other = _unlisted(base, rows), [row for row in rows if row["category"] not in label_of]
+        if other:
+            leave_out(left_out, "of classes outside the map", f"audio/{other[0]['filename']}", len(other))
+        title, encoders = f"imagenet-esc-{classes}", {"audio": "esresnext"}
+        return Dataset(title, names, splits, encoders=encoders, ledger=ledger, left_out=left_out)
 
     return read_pairs
 
@@ -105,42 +113,51 @@ read_imagenet_esc_27 = _imagenet_esc(27)
 def _listing(argument: str, root: Path | None) -> tuple[Path, list[dict[str, str]]]:
     """The folder and the CSV's rows, stripped."""
     given = Path(argument) if argument else root or Path(os.environ.get("ESC50_ROOT") or "data/esc50")
-    places = [given, given / "esc50", given / "ESC-50", given / "ESC-50-master"]
-    base = next((place for place in places if (place / LISTING).is_file()), None)
+    given = given.expanduser()
+    inside = [given, given / "esc50", given / "ESC-50", given / "ESC-50-master"]
+    base = next((place for place in inside if (place / LISTING).is_file()), None)
     if base is None:
         raise DatasetError(
             f"ESC-50 not found at {given}: no {LISTING}; expected meta/esc50.csv and audio/*.wav; "
             "type `--data-root PATH` or set ESC50_ROOT"
         )
-    with (base / LISTING).open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        found = reader.fieldnames or []
-        missing = [name for name in COLUMNS if name not in found]
-        if missing:
-            raise DatasetError(
-                f"{base / LISTING}: column {missing[0]!r} is missing; found {', '.join(found) or 'none'}; "
-                "expected "
-                f"{', '.join(COLUMNS)}; use the file as published"
-            )
-        rows = [{name: (row[name] or "").strip() for name in COLUMNS} for row in reader]
+    rows = table(base / LISTING, COLUMNS)
     _check_rows(base, rows)
-    return base, rows
+    return base, [row for _, row in rows]
 
 
-def _check_rows(base: Path, rows: list[dict[str, str]]) -> None:
+def _unlisted(base: Path, rows: list[dict[str, str]]) -> LeftOut:
+    """What lies among the clips and in no line."""
+    left_out: LeftOut = {}
+    listed = {row["filename"] for row in rows}
+    folders, files = look(base / "audio", "audio/", left_out)
+    for name in folders + files:
+        if name not in listed:
+            leave_out(left_out, f"not in {LISTING}", f"audio/{name}")
+    return left_out
+
+
+def _check_rows(base: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
     if not rows:
         raise DatasetError(
             f"{base / LISTING}: found no rows; expected one line per clip; use the published file"
         )
     folds = [str(i) for i in range(1, FOLDS + 1)]
-    for line, row in enumerate(rows, start=2):
-        if row["fold"] not in folds or not row["target"].isdigit() or not row["filename"]:
+    for line, row in rows:
+        number = row["target"].isdecimal() and len(row["target"]) < 10
+        if row["fold"] not in folds or not number or not row["filename"]:
             raise DatasetError(
-                f"{base / LISTING}: line {line} has fold {row['fold']!r}, target {row['target']!r}, file "
-                f"{row['filename']!r}; expected a fold from 1 to {FOLDS}, a number and a name; correct the "
-                "line"
+                f"{base / LISTING}: line {line} has fold {short(row['fold'])!r}, target "
+                f"{short(row['target'])!r}, file {short(row['filename'])!r}; expected a fold from 1 to "
+                f"{FOLDS}, a number and a name; correct the line"
             )
-    if not any((base / "audio" / row["filename"]).is_file() for row in rows):
+    double = first_double(row["filename"] for _, row in rows)
+    if double is not None:
+        raise DatasetError(
+            f"{base / LISTING}: {short(double)} is listed twice; expected each clip once; use the published "
+            "file"
+        )
+    if not any((base / "audio" / row["filename"]).is_file() for _, row in rows):
         raise DatasetError(
             f"{base / 'audio'}: found none of the {len(rows):,} listed clips; expected audio/*.wav; "
             "unpack the audio folder"
@@ -160,12 +177,16 @@ def _categories(base: Path, rows: list[dict[str, str]]) -> list[str]:
     return names
 
 
-def _folds(base: Path, rows: list[dict[str, str]], label_of: dict[str, int]) -> dict[str, Split]:
+def _folds(
+    base: Path, rows: list[dict[str, str]], label_of: dict[str, int], *, allow_outside: bool
+) -> dict[str, Split]:
+    paths = [f"audio/{row['filename']}" for row in rows]
+    place = places(base / LISTING, base, paths, allow_outside=allow_outside)
     splits = {}
     for fold in sorted({row["fold"] for row in rows}):
-        chosen = [row for row in rows if row["fold"] == fold]
-        labels = np.array([label_of[row["category"]] for row in chosen])
-        splits[f"fold{fold}"] = audio_split(base, [f"audio/{row['filename']}" for row in chosen], labels)
+        chosen = [(path, row) for path, row in zip(paths, rows, strict=True) if row["fold"] == fold]
+        labels = [label_of[row["category"]] for _, row in chosen]
+        splits[f"fold{fold}"] = file_split([path for path, _ in chosen], labels, place, Recording)
     return splits
 
 
@@ -212,6 +233,5 @@ def _pictures(root: Path | None, names: list[str]) -> tuple[dict[str, Split], st
     splits = {}
     for name, split in whole.splits["image"].items():
         rows = np.flatnonzero(new[split.labels] >= 0)
-        taken = split.take(rows)
-        splits[name] = Split(taken.ids, new[taken.labels], taken.open)
+        splits[name] = split.take(rows, new[split.labels[rows]])
     return splits, whole.ledger["order"]

@@ -1,9 +1,9 @@
 """ImageNet under domain shift: V2, Sketch, A and R, to test on what was trained on ImageNet itself.
 
-    imagenet-v2        0/* … 999/*     matched frequency; a folder is the position in the class list, so "10"
-    follows "9" imagenet-sketch    <wnid>/*        the same 1,000 classes imagenet-a         <wnid>/*
-    200 classes, scored among these 200 imagenet-r         <wnid>/*        200 others, 86 of them shared with
-    A
+    imagenet-v2        0/* … 999/*     matched frequency; a folder's place in the class list: 10 follows 9
+    imagenet-sketch    <wnid>/*        the same 1,000 classes
+    imagenet-a         <wnid>/*        200 classes, scored among these 200
+    imagenet-r         <wnid>/*        200 others, 86 of them shared with A
 
 Class names are CLIP's curated ones in the order of ImageNet's indices; the cache's text tables hold just the
 classes of the set, which makes the scoring 200-way. There is a "test" split and nothing to train on. A set
@@ -11,17 +11,16 @@ that is not complete is an error, since its accuracy would stand beside publishe
 `folder:PATH`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from spaner.errors import DatasetError
-from spaner.extract.datasets.dataset import Dataset
-from spaner.extract.datasets.folder import files
+from spaner.extract.datasets.dataset import Dataset, LeftOut, leave_out
 from spaner.extract.datasets.imagenet import class_names, synsets
 from spaner.extract.datasets.images import image_split
+from spaner.extract.datasets.tree import look, samples
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,12 @@ def read(shift: Shift, argument: str = "", root: Path | None = None) -> Dataset:
     """
     base = root or Path(argument or f"data/{shift.name}")
     base = base / shift.archive if (base / shift.archive).is_dir() else base
-    folders = _class_folders(shift, base)
+    left_out: LeftOut = {}
+    folders = _class_folders(shift, base, left_out)
     rows = [
-        (f"{folder}/{name}", label) for label, folder in enumerate(folders) for name in _images(base / folder)
+        (f"{folder}/{name}", label)
+        for label, folder in enumerate(folders)
+        for name in samples(base / folder, f"{folder}/", left_out)
     ]
     if len(rows) != shift.images:
         raise DatasetError(
@@ -83,12 +85,13 @@ def read(shift: Shift, argument: str = "", root: Path | None = None) -> Dataset:
     wnids = [synsets()[int(folder)] for folder in folders] if shift.numbered else folders
     test = image_split(base, [key for key, _ in rows], np.array([label for _, label in rows], np.int32))
     ledger = {"order": f"sorted (classes by ImageNet index, files by name), {shift.classes}-way"}
-    return Dataset(shift.name, class_names(wnids), {"image": {"test": test}}, ledger=ledger)
+    splits = {"image": {"test": test}}
+    return Dataset(shift.name, class_names(wnids), splits, ledger=ledger, left_out=left_out)
 
 
-def _class_folders(shift: Shift, base: Path) -> list[str]:
+def _class_folders(shift: Shift, base: Path, left_out: LeftOut) -> list[str]:
     """Class folders in the order of ImageNet's indices: by number, or by wnid."""
-    found = _folders(shift, base)
+    found = _folders(shift, base, left_out)
     known = [str(i) for i in range(shift.classes)] if shift.numbered else synsets()
     strange = sorted(found - set(known))
     if strange:
@@ -107,9 +110,11 @@ def _class_folders(shift: Shift, base: Path) -> list[str]:
     return folders
 
 
-def _folders(shift: Shift, base: Path) -> set[str]:
-    found = {entry.name for entry in base.iterdir() if entry.is_dir()} if base.is_dir() else set()
-    found = {name for name in found if not name.startswith(".")}
+def _folders(shift: Shift, base: Path, left_out: LeftOut) -> set[str]:
+    folders, loose = look(base, "", left_out) if base.is_dir() else ([], [])
+    for name in loose:
+        leave_out(left_out, "beside the class folders", name)
+    found = set(folders)
     if not found:
         state = "found no class folders" if base.is_dir() else "no such folder"
         raise DatasetError(
@@ -123,10 +128,3 @@ def _described(shift: Shift) -> str:
     if shift.numbered:
         return f"folders 0 to {shift.classes - 1}"
     return f"{shift.classes:,} folders named by wnid"
-
-
-def _images(folder: Path) -> Sequence[str]:
-    names = files(folder)
-    if not names:
-        raise DatasetError(f"{folder}: found no files; expected images; unpack the class again")
-    return names

@@ -3,6 +3,9 @@
 Decoding follows what CLIP's own pipeline does with a healthy file (``convert("RGB")``, transparency dropped,
 first frame of an animation) and adds what that leaves out: EXIF rotation, 16-bit grey scaled to 8 bits
 instead of clipped, a reason in plain words for every file that cannot be used.
+
+Read are the formats of ``FORMATS`` and no others, whatever a file is called: Pillow would start Ghostscript
+for PostScript. What a picture takes in memory is computed from its header before a pixel is allocated.
 """
 
 import hashlib
@@ -12,13 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from spaner.extract.datasets.dataset import Split
+from spaner.extract.datasets.dataset import BUDGET, Split, file_split, why_no_file
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 LARGEST_PIXELS = (
     178_956_970  # Pillow's own limit against decompression bombs: a quarter of 2 GiB at 3 bytes a pixel
 )
+LONGEST_RATIO = 200
+"""Longer side over shorter at most: encoders resize the shorter one to some hundred pixels."""
+PIXEL_BYTES = {"RGB": 4, "L": 5, "1": 5}
+OTHER_BYTES, DEEP_BYTES = 8, 12
+"""What a pixel takes while it is decoded, as stored and as RGB, by Pillow's mode; deep: more than 8 bits."""
 
 
 class BadImage(ValueError):
@@ -27,7 +36,7 @@ class BadImage(ValueError):
 
 def image_split(root: Path, ids: Sequence[str], labels: np.ndarray) -> Split:
     """A split of image files: ids are paths relative to ``root``, decoded when opened."""
-    return Split(ids, np.asarray(labels, dtype=np.int32), lambda key: decode(root / key))
+    return file_split(ids, labels, lambda key: root / key, decode)
 
 
 def decode(path: Path) -> Image.Image:
@@ -37,17 +46,19 @@ def decode(path: Path) -> Image.Image:
     Raises:
         BadImage: missing, empty, truncated, no picture, too large, or pixels without a defined range.
     """
+    missing = why_no_file(path)
+    if missing:
+        raise BadImage(missing)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
             image.load()
             return _rgb(_upright(image))
     except BadImage:
         raise
-    except FileNotFoundError:
-        raise BadImage("file not found") from None
     except UnidentifiedImageError:
-        raise BadImage("empty file" if path.stat().st_size == 0 else "not an image") from None
+        empty = path.stat().st_size == 0
+        raise BadImage("empty file" if empty else f"not an image ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {LARGEST_PIXELS:,} pixels") from None
     except (
@@ -57,8 +68,17 @@ def decode(path: Path) -> Image.Image:
 
 
 def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > LARGEST_PIXELS:
-        raise BadImage(f"{image.width} x {image.height} is more than {LARGEST_PIXELS:,} pixels")
+    width, height = image.size
+    if width * height > LARGEST_PIXELS:
+        raise BadImage(f"{width} x {height} is more than {LARGEST_PIXELS:,} pixels")
+    if max(width, height) > LONGEST_RATIO * min(width, height):
+        raise BadImage(f"{width} x {height}: one side is more than {LONGEST_RATIO} times the other")
+    deep = image.mode.startswith(("I", "F"))
+    needed = width * height * (DEEP_BYTES if deep else PIXEL_BYTES.get(image.mode, OTHER_BYTES))
+    if needed > BUDGET:
+        raise BadImage(
+            f"{width} x {height} pixels of mode {image.mode} take {needed:,} bytes, over {BUDGET:,}"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -72,7 +92,8 @@ def _reason(error: Exception) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; a broken EXIF block means the stored orientation."""
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # the parser raises whatever the damage leads it to
         return image
 
@@ -84,15 +105,22 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise BadImage("floating-point pixels have no defined range")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey_from_16_bit(image: Image.Image) -> Image.Image:
-    """65,535 becomes 255; Pillow's own conversion would clip everything above 255 to white."""
-    pixels = np.asarray(image).astype(np.int64)
+    """65,535 becomes 255; Pillow's own conversion would clip everything above 255 to white.
+
+    A band of rows at a time, so that the sums in 64 bits never stand in memory for a whole picture.
+    """
+    pixels = np.asarray(image)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65_535):
         raise BadImage("32-bit pixels have no defined range")
-    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    grey = np.empty(pixels.shape, np.uint8)
+    rows = max(1, (1 << 20) // max(1, image.width))
+    for top in range(0, len(pixels), rows):
+        grey[top : top + rows] = (pixels[top : top + rows].astype(np.int64) + 128) // 257
+    return Image.fromarray(grey)
 
 
 @contextmanager
