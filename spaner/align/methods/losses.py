@@ -5,13 +5,18 @@ terms are the function `contrastive` below.
 
 Differs from the reference in: nothing by default. `targets="class"` is an addition: in a batch with several
 samples of one class, the paper's diagonal targets push apart pairs that belong together; see
-`collision_rate`.
+`collision_rate`. `pairs` is the same loss over all pairs of any number of modalities, rows missing at will;
+with two modalities it is `contrastive`, bit for bit. `masked_cross_entropy` serves the objectives beside it
+(`gram`, `symile`, `pmrl`), which know nothing else of this file.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -22,6 +27,7 @@ def contrastive(
     *,
     direction: Literal["both", "image", "text"] = "both",
     labels: Int[Tensor, " B"] | None = None,
+    present: Bool[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross entropy over logit_scale * cos(a, b); row i of `a` belongs to row i of `b`.
 
@@ -32,22 +38,101 @@ def contrastive(
         direction: who asks. "image": each a among all b; "text": each b among all a; "both": the mean.
         labels: classes of the pairs. Given, every pair of equal class is a positive and the target is spread
             evenly over them (multi-positive); absent, only the diagonal is.
+        present: pairs that exist; the others neither ask nor are asked. Absent: all. 0 where none exists.
 
     Example: a = b = the 2 x 2 identity, scale 1 -> log(1 + exp(-1)) = 0.3133.
     """
     logits = F.linear(logit_scale * F.normalize(a, dim=1), F.normalize(b, dim=1))
     asked = {"image": (1,), "text": (0,), "both": (1, 0)}[direction]  # the axis of the candidates
-    return sum((_cross_entropy(logits, axis, labels) for axis in asked), logits.new_zeros(())) / len(asked)
+    total = sum((_cross_entropy(logits, axis, labels, present) for axis in asked), logits.new_zeros(()))
+    return total / len(asked)
+
+
+def pairs(
+    vectors: Sequence[Float[Tensor, "B E"]],
+    logit_scale: float | Float[Tensor, ""],
+    present: Bool[Tensor, "M B"] | None = None,
+    **options: Any,
+) -> Float[Tensor, ""]:
+    """Mean of `contrastive` over all pairs of modalities; row i of all of them is one sample.
+
+    Args:
+        vectors: one tensor a modality, of any length.
+        present: which rows exist. A pair compares the samples that have both, and a pair without two such
+            samples is left out of the mean.
+        options: `direction` and `labels` of `contrastive`.
+    """
+    both = [None if present is None else present[i] & present[j] for i, j in modality_pairs(len(vectors))]
+    terms = [
+        contrastive(vectors[i], vectors[j], logit_scale, present=rows, **options)
+        for (i, j), rows in zip(modality_pairs(len(vectors)), both, strict=True)
+    ]
+    total = sum(terms[1:], terms[0])
+    if present is None:
+        return total / len(terms)
+    counted = torch.stack([rows.sum() > 1 for rows in both if rows is not None]).sum()
+    return total / counted.clamp(min=1)
+
+
+def modality_pairs(modalities: int) -> list[tuple[int, int]]:
+    """All unordered pairs, (0, 1) first."""
+    return list(combinations(range(modalities), 2))
+
+
+def masked_cross_entropy(
+    logits: Float[Tensor, "B K"],
+    rows: Bool[Tensor, " B"] | None,
+    *,
+    columns: Bool[Tensor, "B K"] | None = None,
+    targets: Int[Tensor, " B"] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean over `rows` of the cross entropy of their logits, as if the other rows and columns were not there.
+
+    Args:
+        rows: which rows ask; absent: all.
+        columns: what each row may answer; absent: the rows that ask, or everything where all do.
+        targets: the right column; absent: the diagonal.
+        label_smoothing: this share of the target is spread evenly over the columns.
+    """
+    if targets is None:
+        targets = torch.arange(len(logits), device=logits.device)
+    if rows is None:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    allowed = rows.expand(len(logits), -1) if columns is None else columns
+    log_p = logits.masked_fill(~allowed, -torch.inf).log_softmax(1).masked_fill(~allowed, 0)
+    own = log_p.gather(1, targets[:, None])[:, 0]
+    even = log_p.sum(1) / allowed.sum(1).clamp(min=1)
+    cost = -(1 - label_smoothing) * own - label_smoothing * even
+    return cost.masked_fill(~rows, 0).sum() / rows.sum().clamp(min=1)
 
 
 def _cross_entropy(
-    logits: Float[Tensor, "B B"], axis: int, labels: Int[Tensor, " B"] | None
+    logits: Float[Tensor, "B B"],
+    axis: int,
+    labels: Int[Tensor, " B"] | None,
+    present: Bool[Tensor, " B"] | None,
 ) -> Float[Tensor, ""]:
+    if present is not None:
+        logits = logits if axis == 1 else logits.T
+        if labels is None:
+            return masked_cross_entropy(logits, present)
+        return _masked_class_entropy(logits, labels, present)
     log_p = logits.log_softmax(axis)
     if labels is None:
         return -log_p.diagonal().mean()
     same = (labels[:, None] == labels).to(log_p.dtype)
     return -((same * log_p).sum(axis) / same.sum(axis)).mean()
+
+
+def _masked_class_entropy(
+    logits: Float[Tensor, "B B"], labels: Int[Tensor, " B"], present: Bool[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """Targets spread over the present samples of a row's class; rows ask along axis 1."""
+    log_p = logits.masked_fill(~present, -torch.inf).log_softmax(1).masked_fill(~present, 0)
+    same = ((labels[:, None] == labels) & present).to(log_p.dtype)
+    cost = -(same * log_p).sum(1) / same.sum(1).clamp(min=1)
+    return cost.masked_fill(~present, 0).sum() / present.sum().clamp(min=1)
 
 
 def collision_rate(labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
