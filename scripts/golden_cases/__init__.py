@@ -20,6 +20,9 @@ from torch import Tensor
 
 FAMILIES: dict[str, str] = {
     # meta["method"] -> module of this package : function
+    "GRAM": "objectives:gram_volume",
+    "PMRL": "objectives:pmrl_directions",
+    "Symile": "objectives:symile_products",
 }
 GIVEN = ("tokenized_prompts", "name_lens")
 """Outputs of the reference that are facts about its inputs."""

@@ -64,8 +64,8 @@ def loss(
             else:
                 orders = permutations[anchor * (count - 1) : (anchor + 1) * (count - 1)]
             found = shuffled(z[anchor], vectors, orders, there)
-        logits, targets, rows, columns = found
-        total = total + masked_cross_entropy(scale * logits, rows, columns=columns, targets=targets)
+        logits, rows, columns = found
+        total = total + masked_cross_entropy(scale * logits, rows, columns=columns)
     return total / count
 
 
@@ -74,36 +74,39 @@ def shuffled(
     others: Sequence[Float[Tensor, "B E"]],
     orders: Int[Tensor, "R B"],
     present: Bool[Tensor, "M B"] | None = None,
-) -> tuple[Tensor, None, Tensor | None, Tensor | None]:
-    """Products (B, B) of every anchor with B shuffled tuples, the true tuple on the diagonal; its targets,
-    and which rows and which entries count (`present`: the anchor's rows first)."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Products (B, B) of every anchor with B shuffled tuples, the true tuple on the diagonal; and which
+    rows and which entries count (`present`: the anchor's rows first)."""
     own = _product(others)
     logits = anchor @ _product([x[order] for x, order in zip(others, orders, strict=True)]).T
     diagonal = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     logits = torch.where(diagonal, (anchor * own).sum(1)[:, None], logits)
     if present is None:
-        return logits, None, None, None
+        return logits, None, None
     complete = present.all(0)
     whole = torch.stack([there[order] for there, order in zip(present[1:], orders, strict=True)]).all(0)
-    return logits, None, complete, torch.where(diagonal, complete, whole)
+    return logits, complete, torch.where(diagonal, complete, whole)
 
 
 def combined(
     anchor: Float[Tensor, "B E"],
     others: Sequence[Float[Tensor, "B E"]],
     present: Bool[Tensor, "M B"] | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As `shuffled`, with all B^(M-1) tuples as columns; that of row i itself is in column `targets[i]`."""
-    size = len(anchor)
-    columns = torch.cartesian_prod(*[torch.arange(size, device=anchor.device)] * len(others))
-    columns = columns.view(-1, len(others)).T  # (M - 1, B^(M-1)): which sample's vector
-    step = sum(size**power for power in range(len(others)))
-    logits = anchor @ _product([x[order] for x, order in zip(others, columns, strict=True)]).T
-    targets = torch.arange(size, device=anchor.device) * step
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `shuffled`, with all B^(M-1) tuples as columns: all combinations of shifts, the unshifted first, so
+    that the true tuple of row i is in column i."""
+    size, places = len(others), torch.arange(len(anchor), device=anchor.device)
+    steps = places.new_zeros(1, 0)
+    if size > 1:  # one of the others stays where it is
+        steps = torch.cartesian_prod(*[places] * (size - 1)).view(-1, size - 1)
+    fixed = max(size - 2, 0)
+    steps = torch.cat([steps[:, :fixed], steps.new_zeros(len(steps), 1), steps[:, fixed:]], dim=1)
+    orders = ((places - steps[:, :, None]) % len(anchor)).transpose(0, 1).flatten(1)
+    logits = anchor @ _product([x[order] for x, order in zip(others, orders, strict=True)]).T
     if present is None:
-        return logits, targets, None, None
-    whole = torch.stack([there[order] for there, order in zip(present[1:], columns, strict=True)]).all(0)
-    return logits, targets, present.all(0), whole.expand(size, -1)
+        return logits, None, None
+    whole = torch.stack([there[order] for there, order in zip(present[1:], orders, strict=True)]).all(0)
+    return logits, present.all(0), whole.expand(len(anchor), -1)
 
 
 def shifts(others: int, batch: int, device: torch.device | str = "cpu") -> Int[Tensor, "R B"]:
