@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from open_clip.factory import load_checkpoint
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import TextTransformer
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
@@ -29,6 +29,8 @@ from spaner.errors import EncoderError
 from spaner.extract.datasets.images import random_crop
 from spaner.extract.device import DTYPES, choose_device, choose_precision
 from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
+from spaner.extract.encoders.packed import Blocks
+from spaner.extract.encoders.text_tower import Marks, PromptTower
 
 
 def load(
@@ -188,6 +190,57 @@ def _cuttable(model: nn.Module) -> Any | None:
     ):
         return None
     return text if text.attn_mask is not None else None
+
+
+def text_tower(
+    *,
+    model: str = "ViT-B-16",
+    weights: str = "openai",
+    precision: str = "float32",
+    device: str = "auto",
+    seed: int = 0,
+    **_: object,
+) -> PromptTower:
+    """The text tower, frozen, for methods that send gradients through it (`text_tower.PromptTower`).
+
+    Raises:
+        EncoderError: what `load` raises, or a tokenizer that is not CLIP's.
+    """
+    place = choose_device(device)
+    source = resolve(model, weights)
+    built = build(source, seed)
+    sha256 = weights_sha256(built)
+    del built.visual
+    return prompt_tower(
+        built.to(place, DTYPES[choose_precision(precision, place)]), _tokenizer(source), source.name, sha256
+    )
+
+
+def prompt_tower(model: Any, tokenize: Any, name: str, sha256: str) -> PromptTower:
+    """A model of open_clip as a tower that can be prompted, cut and shared where that is exact.
+
+    Raises:
+        EncoderError: a tokenizer that is not CLIP's.
+    """
+    if not isinstance(tokenize, open_clip.SimpleTokenizer):
+        raise EncoderError(
+            f"{name}: its tokenizer is {type(tokenize).__name__}; prompts are learned among CLIP's tokens; "
+            "use a model with CLIP's own tokenizer, such as --model ViT-B-16"
+        )
+    text = _cuttable(model)
+    plain = text is not None and all(
+        type(block) is ResidualAttentionBlock for block in text.transformer.resblocks
+    )
+    return PromptTower(
+        model,
+        model.encode_text,
+        model.token_embedding if hasattr(model, "token_embedding") else model.text.token_embedding,
+        tokenize.encode,
+        Marks(tokenize.sot_token_id, tokenize.eot_token_id, 0, tokenize.encode("X")[0]),
+        int(tokenize.context_length or 77),
+        Blocks(text) if plain else None,
+        sha256,
+    )
 
 
 def encode_short(tower: Any, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:

@@ -25,6 +25,7 @@ from spaner.extract.datasets import dtmf
 from spaner.extract.datasets.audio import PREPARATION, Recording, waveform
 from spaner.extract.datasets.images import random_crop
 from spaner.extract.device import choose_device
+from spaner.extract.encoders.text_tower import Marks, PromptTower
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 DIM = 64
@@ -120,7 +121,7 @@ class ImageEncoder:
 
     def __init__(self, tower: nn.Module, spec: EncoderSpec) -> None:
         self.spec = spec
-        self._tower = tower
+        self.tower = tower
 
     def prepare(self, payload: Image.Image, view: int, key: str, seed: int) -> Float[Tensor, "1 8 8"]:
         """Grey, 8x8, view above 0 shifted."""
@@ -129,7 +130,7 @@ class ImageEncoder:
     @torch.inference_mode()
     def encode(self, batch: Float[Tensor, "B 1 8 8"]) -> Float[Tensor, "B D"]:
         """Raw rows, float32, on the CPU."""
-        return self._tower(batch.to(_device(self._tower))).cpu()
+        return self.tower(batch.to(_device(self.tower))).cpu()
 
 
 class TextEncoder:
@@ -137,7 +138,7 @@ class TextEncoder:
 
     def __init__(self, tower: nn.Module, spec: EncoderSpec) -> None:
         self.spec = spec
-        self._tower = tower
+        self.tower = tower
 
     def prepare(self, payload: str, view: int, key: str, seed: int) -> Int[Tensor, " T"]:
         """Bytes of the string; text has no random views."""
@@ -146,7 +147,7 @@ class TextEncoder:
     @torch.inference_mode()
     def encode(self, batch: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """Raw rows, float32, on the CPU."""
-        return self._tower(batch.to(_device(self._tower))).cpu()
+        return self.tower(batch.to(_device(self.tower))).cpu()
 
 
 class ToneEncoder:
@@ -154,7 +155,7 @@ class ToneEncoder:
 
     def __init__(self, tower: nn.Module, spec: EncoderSpec) -> None:
         self.spec = spec
-        self._tower = tower
+        self.tower = tower
 
     def prepare(
         self, payload: Recording | tuple[Float[np.ndarray, "C L"], int], view: int, key: str, seed: int
@@ -165,7 +166,7 @@ class ToneEncoder:
     @torch.inference_mode()
     def encode(self, batch: Float[Tensor, "B samples"]) -> Float[Tensor, "B D"]:
         """Raw rows, float32, on the CPU."""
-        return self._tower(batch.to(_device(self._tower))).cpu()
+        return self.tower(batch.to(_device(self.tower))).cpu()
 
 
 def _device(tower: nn.Module) -> torch.device:
@@ -226,6 +227,25 @@ def load(
         synthetic=weights == "random",
     )
     return encoder_class(tower.requires_grad_(requires_grad=False).eval().to(place), spec)
+
+
+def text_tower(
+    *, weights: str = "shipped", precision: str = "auto", device: str = "auto", seed: int = 0, **_: object
+) -> PromptTower:
+    """The text tower for methods that send gradients through it. It looks both ways, so it runs whole.
+
+    Raises:
+        EncoderError: what `load` raises.
+    """
+    loaded = load("text", weights=weights, precision=precision, device=device, seed=seed)
+    tower: Any = loaded.tower
+    marks = Marks(START, END, PAD, ord("X"))
+    sha256 = loaded.spec.weights_sha256
+    return PromptTower(tower, tower, tower.embed, _bytes, marks, TEXT_BYTES, None, sha256)
+
+
+def _bytes(text: str) -> list[int]:
+    return list(text.encode())
 
 
 def _check(modality: str, weights: str, precision: str) -> None:

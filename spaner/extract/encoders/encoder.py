@@ -23,6 +23,13 @@ ENCODERS: dict[str, str] = {
     "open_clip": "spaner.extract.encoders.clip:load",
 }
 
+TEXT_TOWERS: dict[str, str] = {
+    "digits": "spaner.extract.encoders.digits:text_tower",
+    "open_clip": "spaner.extract.encoders.clip:text_tower",
+}
+"""Functions `text_tower(*, model, weights, precision, device, seed, …) -> PromptTower`; packages add theirs
+under `spaner.text_towers`."""
+
 
 class Encoder(Protocol):
     """A frozen encoder of one modality: a row depends on a payload and ``spec``, never on its neighbours."""
@@ -72,3 +79,15 @@ def load(
     factory: Callable[..., Encoder] = registry.load(ENCODERS, "encoder", name, EncoderError)
     settings = {"model": model, "weights": weights, "precision": precision, "device": device, "seed": seed}
     return factory(modality, **settings, **options)
+
+
+def text_tower(name: str, **options: Any) -> Any:
+    """The text tower of the encoder ``name``, frozen, through which gradients can go.
+
+    Args:
+        options: model, weights, precision, device and seed, as for `load`.
+
+    Raises:
+        EncoderError: an encoder whose text tower cannot be prompted, or what `load` raises.
+    """
+    return registry.load(TEXT_TOWERS, "text_tower", name, EncoderError)(**options)
