@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=2 python benchmarks/prompt.py            a tower of 4 layers, 60 names
     OMP_NUM_THREADS=2 python benchmarks/prompt.py --full     ViT-B/16's tower, 1,000 names (minutes, 4 GB)
 
-Forward and backward to M = 4 context vectors in front of every name, frozen random weights, float32. The plain
-loop runs every name at all 77 positions; "cut" runs the same code up to the longest name's end token. Both go
-block by block of 50 names, as memory asks. Times are of processor work, the fastest of `--repeat`; the largest
-difference of the gradients stands beside them. `--full` takes 1,000 made-up names whose token counts are about
-those of ImageNet's (4.2 tokens behind the prefix on average).
+Forward and backward to M = 4 context vectors in front of every name, frozen random weights, float32. The
+plain loop runs every name at all 77 positions; "cut" runs the same code up to the longest name's end token.
+Both go block by block of 50 names, as memory asks. Times are of processor work, the fastest of `--repeat`;
+the largest difference of the gradients stands beside them. `--full` takes 1,000 made-up names whose token
+counts are about those of ImageNet's (4.2 tokens behind the prefix on average).
 """
 
 import argparse
