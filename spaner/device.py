@@ -1,4 +1,8 @@
-"""Where and how training computes: the device, its arithmetic, and how many threads are worth waking."""
+"""Where and how both stages compute: the device, its arithmetic, and how many threads are worth waking.
+
+Needs torch and nothing of a room. Encoders and training take the same devices and the same table of types;
+what "auto" precision means differs, since an encoder only runs forward.
+"""
 
 import ctypes
 import sys
@@ -11,6 +15,8 @@ import torch
 
 from spaner.errors import RecipeError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 #: Batches of fewer numbers than this train on one thread and in float32 on a CPU: waking a second thread,
 #: or rounding to bfloat16, takes longer than it saves.
 SMALL = 1 << 16
@@ -19,8 +25,12 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Settings of glibc's `mallopt`, in bytes: how much free memory goes back, which blocks are mapped alone."""
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU."""
+def device_of(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        RecipeError: a device that torch does not know or that this machine lacks.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -30,24 +40,53 @@ def device_of(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise RecipeError(
-            f"device is {name!r}, which torch cannot use here; use device=cpu or device=auto"
+            f"--device {name}: torch cannot use it here; expected auto, cpu, cuda, cuda:1 or mps; type "
+            "`--device auto`"
         ) from None
     return device
 
 
 def precision_of(name: str, device: torch.device, numbers: int = SMALL) -> torch.dtype:
-    """The arithmetic of a setting for batches of `numbers` numbers.
+    """The arithmetic of training for batches of `numbers` numbers.
 
     "auto" is bfloat16 where the processor multiplies it faster than float32, else float32.
     """
     if name != "auto":
-        return getattr(torch, name)
+        return DTYPES[name]
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = torch.cpu.get_capabilities()
-        gains = device.type == "cpu" and numbers >= SMALL and (has.get("amx_bf16") or has.get("avx512_bf16"))
+        gains = device.type == "cpu" and numbers >= SMALL and has_bfloat16()
     return torch.bfloat16 if gains else torch.float32
+
+
+def encoder_precision(name: str, device: torch.device) -> str:
+    """The arithmetic of a frozen encoder.
+
+    "auto" is bfloat16 on a CPU that multiplies it in hardware, float16 on CUDA, else float32.
+
+    Raises:
+        RecipeError: unknown precision, or float16 on a CPU, where it is slower and overflows.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "float16"
+        return "bfloat16" if device.type == "cpu" and has_bfloat16() else "float32"
+    if name not in DTYPES:
+        raise RecipeError(
+            f"--precision {name}: unknown; expected auto, {', '.join(DTYPES)}; type `--precision auto`"
+        )
+    if name == "float16" and device.type == "cpu":
+        raise RecipeError(
+            "--precision float16: not for the CPU; expected float32 or bfloat16; type `--precision auto`"
+        )
+    return name
+
+
+def has_bfloat16() -> bool:
+    """Whether products of bfloat16 matrices run in the processor's hardware (AMX or AVX512-BF16)."""
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("amx_bf16") or flags.get("avx512_bf16"))
 
 
 def keep_freed_memory(device: torch.device) -> None:

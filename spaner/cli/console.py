@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+
+from spaner.progress import Progress
 
 #: Where nobody watches, tables keep their full width instead of rich's 80 columns.
 PLAIN_WIDTH = None if sys.stdout.isatty() else 160
@@ -24,12 +26,6 @@ out = Console(highlight=False, width=PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False)
 
 PLAIN_LINE_SECONDS = 5.0
-
-
-class Progress(Protocol):
-    """Told after each piece of work: how many of how many are done, and of what."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
 @contextmanager

@@ -113,10 +113,9 @@ def compute() -> dict[str, Any]:
     """Devices, threads, and the arithmetic that `--precision auto` takes in either stage, with the reason."""
     import torch
 
-    from spaner.device import device_of, precision_of
-    from spaner.extract.device import choose_device, choose_precision
+    from spaner.device import device_of, encoder_precision, precision_of
 
-    device = choose_device()
+    device = device_of()
     flags = torch.cpu.get_capabilities()
     hardware = [name for name in ("amx_bf16", "avx512_bf16") if flags.get(name)]
     why = {
@@ -127,7 +126,7 @@ def compute() -> dict[str, Any]:
         else "the processor has no bfloat16 product",
     }[device.type]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    training = str(precision_of("auto", device_of("auto"))).removeprefix("torch.")
+    training = str(precision_of("auto", device)).removeprefix("torch.")
     cores, threads = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         torch.get_num_threads(),
@@ -142,7 +141,7 @@ def compute() -> dict[str, Any]:
         "gpus": gpus,
         "cores": cores,
         "threads": threads,
-        "extract_precision": choose_precision("auto", device),
+        "extract_precision": encoder_precision("auto", device),
         "extract_why": why,
         "train_precision": training,
         "problems": problems,

@@ -26,7 +26,8 @@ from spaner.extract.datasets.dataset import Dataset, read
 from spaner.extract.encoders import encoder as encoders
 from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.plan import TablePlan, destination, plan
-from spaner.extract.summary import Progress, Summary, TableSummary, no_progress
+from spaner.extract.summary import Summary, TableSummary
+from spaner.progress import Progress, no_progress
 
 
 def extract(

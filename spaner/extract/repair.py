@@ -18,7 +18,8 @@ from spaner.extract.datasets import images
 from spaner.extract.datasets.dataset import DATASETS, Split, read
 from spaner.extract.encoders import encoder as encoders
 from spaner.extract.encoders.encoder import Encoder
-from spaner.extract.summary import Progress, Summary, TableSummary, no_progress
+from spaner.extract.summary import Summary, TableSummary
+from spaner.progress import Progress, no_progress
 
 
 def repair(

@@ -2,17 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-
-class Progress(Protocol):
-    """Told after each batch: how many rows of how many are done, and of which table."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
-
-
-def no_progress(done: int, total: int, what: str) -> None:
-    """Nobody watches."""
+from typing import Any
 
 
 @dataclass(frozen=True)

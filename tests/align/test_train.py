@@ -224,9 +224,7 @@ def test_heads_that_do_not_fit_the_cache(cache):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
 def test_device_that_is_not_there(name):
-    with pytest.raises(
-        RecipeError, match=rf"device is '{name}', which torch cannot use here; use device=cpu"
-    ):
+    with pytest.raises(RecipeError, match=rf"--device {name}: torch cannot use it here; expected auto, cpu"):
         device_of(name)
 
 

@@ -8,8 +8,8 @@ import open_clip
 import pytest
 import torch
 
-from spaner.errors import EncoderError
-from spaner.extract.device import choose_device, choose_precision
+from spaner.device import device_of, encoder_precision
+from spaner.errors import EncoderError, RecipeError
 from spaner.extract.encoders import clip
 from spaner.extract.encoders.clip import ImageEncoder, TextEncoder
 from spaner.extract.encoders.clip_weights import resolve
@@ -137,16 +137,16 @@ def test_device_and_precision_choices(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, "float32"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
-        assert choose_precision("auto", cpu) == expected
-    assert choose_precision("auto", cuda) == "float16"
-    assert choose_precision("bfloat16", cpu) == "bfloat16"
+        assert encoder_precision("auto", cpu) == expected
+    assert encoder_precision("auto", cuda) == "float16"
+    assert encoder_precision("bfloat16", cpu) == "bfloat16"
     for name, message in (("float8", "unknown; expected auto, float32"), ("float16", "not for the CPU")):
-        with pytest.raises(EncoderError, match=f"--precision {name}: {message}"):
-            choose_precision(name, cpu)
-    with pytest.raises(EncoderError, match="--device toaster: unknown"):
-        choose_device("toaster")
-    with pytest.raises(EncoderError, match="--device cuda:99: this machine has none"):
-        choose_device("cuda:99")
+        with pytest.raises(RecipeError, match=f"--precision {name}: {message}"):
+            encoder_precision(name, cpu)
+    with pytest.raises(RecipeError, match="--device toaster: torch cannot use it"):
+        device_of("toaster")
+    with pytest.raises(RecipeError, match="--device cuda:99: torch cannot use it"):
+        device_of("cuda:99")
 
 
 def test_there_is_no_audio_tower(tiny_model: Path) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from spaner.device import fast_products, keep_freed_memory, precision_of, threads
 from spaner.errors import RunError
-
-Progress = Callable[[int, int, str], None]
+from spaner.progress import Progress
 
 Step = Callable[[float, dict[str, Tensor], Tensor], dict[str, Tensor]]
 """(share of the initial learning rate, batch, labels) -> named losses, after one update."""

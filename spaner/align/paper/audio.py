@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from spaner import cache as caches
 from spaner.align.paper import published
 from spaner.align.paper.image_text import quantiles
-from spaner.align.paper.reproduce import Line, Outcome, Progress, Setup, Spread, cores, extract_command
+from spaner.align.paper.reproduce import Line, Outcome, Setup, Spread, cores, extract_command
 from spaner.align.report.figures import cdf_figure
 from spaner.align.score import metrics
 from spaner.align.score.evaluate import QUERIES, class_vectors, embedded, tested_table
@@ -34,6 +34,7 @@ from spaner.align.train.extend import extend
 from spaner.align.train.run import Run
 from spaner.cache.folds import FOLDS, other_folds
 from spaner.errors import CacheError, RunError
+from spaner.progress import Progress
 
 SHOTS = (1, 2, 4)
 BATCH_SIZES = {"imagenet-esc-27": 32}

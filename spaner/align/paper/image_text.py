@@ -12,13 +12,14 @@ import numpy as np
 
 from spaner import cache as caches
 from spaner.align.paper import published
-from spaner.align.paper.reproduce import Line, Outcome, Progress, Setup, Spread, cores, extract_command, found
+from spaner.align.paper.reproduce import Line, Outcome, Setup, Spread, cores, extract_command, found
 from spaner.align.report.figures import cdf_figure, choice_figure, prompt_length_figure
 from spaner.align.report.map_figures import confusion_figure
 from spaner.align.score import confusion as confused
 from spaner.align.score.evaluate import Frozen, evaluate, matches, tested_table
 from spaner.align.train.sweep import summary, sweep
 from spaner.errors import CacheError, SpanerError
+from spaner.progress import Progress
 
 PROMPT_LENGTHS = (1, 2, 4, 8)
 FUSIONS = ("attention", "hyena")

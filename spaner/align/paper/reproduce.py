@@ -10,7 +10,7 @@ not be compared. Nothing is extracted here: what a cache lacks is named with the
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.run import Run
 from spaner.errors import CacheError, RecipeError
+from spaner.progress import Progress, no_progress
 
 SCHEMA = "spaner-reproduction/1"
 
@@ -52,8 +53,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "imagenet-esc-19": {"shots": 16},
     "imagenet-esc-27": {"shots": 16},
 }
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -151,16 +150,12 @@ def reproduce(setup: Setup, progress: Progress | None = None) -> Outcome:
         raise RecipeError("reproduce: the list of seeds is empty; expected at least one; type --seeds 1,2,3")
     module, _, name = ARTIFACTS[setup.artifact].partition(":")
     with opened(setup) as cache:
-        outcome: Outcome = getattr(import_module(module), name)(setup, cache, progress or _silent)
+        outcome: Outcome = getattr(import_module(module), name)(setup, cache, progress or no_progress)
         record = to_json(setup, cache, outcome)
     setup.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     (setup.out / f"{setup.artifact}.json").write_text(text, encoding="utf-8")
     return outcome
-
-
-def _silent(_done: int, _total: int, _what: str) -> None:
-    """Nobody watches."""
 
 
 def opened(setup: Setup) -> caches.Cache:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from spaner import cache as caches
-from spaner.align.methods.loop import Pairs, Progress, optimise
+from spaner.align.methods.loop import Pairs, optimise
 from spaner.align.score.evaluate import opened_cache
 from spaner.align.train.config import ExtendConfig
 from spaner.align.train.rows import Samples, drawn_samples, samples_of
@@ -30,6 +30,7 @@ from spaner.align.train.run import Run
 from spaner.cache.folds import first_shots
 from spaner.device import device_of
 from spaner.errors import CacheError, RunError
+from spaner.progress import Progress
 
 
 def extend(

@@ -13,13 +13,14 @@ import torch
 
 from spaner import cache as caches
 from spaner.align.methods import method as methods
-from spaner.align.methods.loop import Pairs, Progress, batch_numbers, optimise
+from spaner.align.methods.loop import Pairs, batch_numbers, optimise
 from spaner.align.score.evaluate import opened_cache
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.run import Run
 from spaner.align.train.task import Task, task
 from spaner.device import device_of, precision_of
 from spaner.errors import RecipeError
+from spaner.progress import Progress
 
 
 def fit(

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spaner.align.methods import method as methods
-from spaner.align.methods.loop import Pairs, Progress, batch_numbers, check_finite, draws, passes
+from spaner.align.methods.loop import Pairs, batch_numbers, check_finite, draws, passes
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import finished, pairs
 from spaner.align.train.run import Run
 from spaner.align.train.task import Task, scale_of
 from spaner.device import device_of, fast_products, precision_of
 from spaner.errors import RunError
+from spaner.progress import Progress
 
 #: Settings in which cells trained as one may differ. `blend` has no part in training.
 STACKED = ("seed", "lr", "weight_decay", "lam", "logit_scale", "blend")

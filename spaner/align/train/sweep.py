@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ from spaner.align.train.stack import fit_stack, shape
 from spaner.align.train.task import Task, scale_of, task
 from spaner.device import device_of
 from spaner.errors import RecipeError, RunError, SpanerError
+from spaner.progress import Progress
 
 #: What a sweep may vary: option of the command -> setting.
 AXES = {
@@ -80,7 +81,7 @@ def sweep(
     workers: int | None = None,
     stack: int | None = None,
     backend: str = "loky",
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Train and score every combination of ``grid``.
 

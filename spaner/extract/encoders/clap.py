@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spaner.cache.manifest import EncoderSpec
+from spaner.device import DTYPES, device_of, encoder_precision
 from spaner.errors import EncoderError
 from spaner.extract.datasets.audio import PREPARATION, waveform
-from spaner.extract.device import DTYPES, choose_device, choose_precision
 from spaner.extract.encoders.clip_weights import weights_sha256
 
 EXAMPLE = "laion/clap-htsat-unfused"
@@ -55,8 +55,8 @@ def load(
             "--encoder clap: transformers is not installed; expected the extra; type "
             '`pip install "spaner[clap]"`'
         )
-    place = choose_device(device)
-    arithmetic = choose_precision(precision, place)
+    place = device_of(device)
+    arithmetic = encoder_precision(precision, place)
     network, extractor, label = _read(model, weights, seed)
     heard = extractor.nb_max_samples / extractor.sampling_rate
     if not (math.isfinite(audio_seconds) and 0 < audio_seconds <= heard):

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from spaner.cache.manifest import EncoderSpec
+from spaner.device import DTYPES, device_of, encoder_precision
 from spaner.errors import EncoderError
 from spaner.extract.datasets.images import random_crop
-from spaner.extract.device import DTYPES, choose_device, choose_precision
 from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
 from spaner.extract.encoders.packed import Blocks
 from spaner.extract.encoders.text_tower import Marks, PromptTower
@@ -50,8 +50,8 @@ def load(
     """
     if modality not in ("image", "text"):
         raise EncoderError(f"--encoder open_clip: no encoder for {modality}; expected image or text")
-    place = choose_device(device)
-    arithmetic = choose_precision(precision, place)
+    place = device_of(device)
+    arithmetic = encoder_precision(precision, place)
     source = resolve(model, weights)
     built = build(source, seed)
     make = ImageEncoder if modality == "image" else TextEncoder
@@ -206,13 +206,13 @@ def text_tower(
     Raises:
         EncoderError: what `load` raises, or a tokenizer that is not CLIP's.
     """
-    place = choose_device(device)
+    place = device_of(device)
     source = resolve(model, weights)
     built = build(source, seed)
     sha256 = weights_sha256(built)
     del built.visual
     return prompt_tower(
-        built.to(place, DTYPES[choose_precision(precision, place)]), _tokenizer(source), source.name, sha256
+        built.to(place, DTYPES[encoder_precision(precision, place)]), _tokenizer(source), source.name, sha256
     )
 
 

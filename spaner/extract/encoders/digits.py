@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaner.cache.manifest import EncoderSpec
+from spaner.device import device_of
 from spaner.errors import EncoderError
 from spaner.extract.datasets import dtmf
 from spaner.extract.datasets.audio import PREPARATION, Recording, waveform
 from spaner.extract.datasets.images import random_crop
-from spaner.extract.device import choose_device
 from spaner.extract.encoders.text_tower import Marks, PromptTower
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
@@ -209,7 +209,7 @@ def load(
         EncoderError: a modality, weights or a precision that this encoder does not have.
     """
     _check(modality, weights, precision)
-    place = choose_device(device)
+    place = device_of(device)
     tower_class, encoder_class, dim = PARTS[modality]
     tensors = random_tensors(seed) if weights == "random" else load_file(WEIGHTS)
     tower = tower_class()

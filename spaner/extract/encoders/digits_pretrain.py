@@ -1,4 +1,5 @@
-"""Makes the weights of the digits encoder: `python -m spaner.extract.encoders.digits_pretrain`, a minute on a core.
+"""Makes the weights of the digits encoder: `python -m spaner.extract.encoders.digits_pretrain`, a
+minute on a core.
 
 Image and text towers: contrastive pairs (scan, caption), CLIP's symmetric loss with a learned scale, on a
 hundred scans that no split contains. Captions name the digit in a dozen sentences, never alone, so a bare

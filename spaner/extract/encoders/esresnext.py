@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spaner.cache.manifest import EncoderSpec
+from spaner.device import DTYPES, device_of, encoder_precision
 from spaner.errors import EncoderError
 from spaner.extract.datasets.audio import PREPARATION, RATE, waveform
-from spaner.extract.device import DTYPES, choose_device, choose_precision
 from spaner.extract.encoders.clip_weights import weights_sha256
 from spaner.extract.encoders.esresnext_fused import FusedTrunk
 from spaner.extract.encoders.esresnext_network import ESResNeXtFBSP
@@ -65,9 +65,9 @@ def load(
     choices = _choices(audio_mode, audio_feature, audio_range)
     if not (math.isfinite(audio_seconds) and round(audio_seconds * RATE) >= 1):
         raise EncoderError(f"--audio-seconds {audio_seconds}: expected more than 0; type `--audio-seconds 5`")
-    place = choose_device(device)
+    place = device_of(device)
     exact = precision == "auto" and (place.type == "cpu" or audio_mode == "lin2023")
-    arithmetic = "float32" if exact else choose_precision(precision, place)
+    arithmetic = "float32" if exact else encoder_precision(precision, place)
     model, label = _model(weights, seed)
     return AudioEncoder(
         model.to(place), describe(model, label, arithmetic, audio_mode, choices, audio_seconds)
