@@ -46,6 +46,14 @@ def test_joint_scores_equal_the_loop():
             assert weighted[n, c] == pytest.approx(float(centre @ classes[c]), abs=1e-4)
 
 
+def test_a_missing_row_weighs_nothing_however_cold_the_weights():
+    rows = np.stack([-np.eye(2), np.eye(2)])
+    present = np.array([[True, True], [False, True]])
+    found = joint_scores(rows, np.eye(2), present, temperature=1e-3)
+    assert found[0, 0] == pytest.approx(-1)  # the only row that is there points the other way
+    assert found[1, 1] == pytest.approx(1)
+
+
 def test_joint_scores_in_any_block_size(monkeypatch):
     sides, classes = modalities()
     rows = np.stack(list(sides.values()))
