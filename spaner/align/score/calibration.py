@@ -25,19 +25,19 @@ def ece(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], bins: i
     """Expected calibration error: mean over rows of |accuracy - confidence| of their bin (Guo et al. 2017).
 
     Confidence is the largest softmax probability, bins are equally wide over 0 … 1 and closed above. Equal
-    probabilities share the credit, as everywhere here. 0: every bin is as right as it says; the worst is 1.
+    logits share the credit, as everywhere here. 0: every bin is as right as it says; the worst is 1.
 
     Raises:
         DatasetError: NaN or infinity, no rows, or labels outside 0 … C-1.
     """
-    log_p = _log_softmax(_checked(scores, labels))
-    p = np.exp(log_p)
-    confidence = p.max(axis=1)
-    tied = p >= confidence[:, None] - TIE
-    credit = tied[np.arange(len(p)), labels] / np.count_nonzero(tied, axis=1)
+    logits = _checked(scores, labels)
+    confidence = np.exp(_log_softmax(logits)).max(axis=1)
+    near = TIE * np.maximum(np.abs(logits).max(axis=1, keepdims=True), 1)  # rounding grows with the scale
+    tied = logits >= logits.max(axis=1, keepdims=True) - near
+    credit = tied[np.arange(len(logits)), labels] / np.count_nonzero(tied, axis=1)
     edges = np.linspace(0, 1, bins + 1)
     inside = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(inside, weights=credit - confidence)).sum() / len(p))
+    return float(np.abs(np.bincount(inside, weights=credit - confidence)).sum() / len(logits))
 
 
 def nll(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], temperature: float = 1.0) -> float:
