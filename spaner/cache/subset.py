@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -31,12 +32,19 @@ def few_shot(labels: Int[np.ndarray, " N"], shots: int, seed: int) -> Int[np.nda
 
 
 def few_shot_splits(
-    train_labels: Int[np.ndarray, " N"], val_labels: Int[np.ndarray, " M"], shots: int, seed: int
+    train_labels: Int[np.ndarray, " N"],
+    val_labels: Int[np.ndarray, " M"],
+    shots: int,
+    seed: int,
+    val_shots: int = VAL_SHOTS,
 ) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " L"]]:
-    """Training and validation rows; validation continues the same stream with min(shots, 4) per class."""
+    """Training and validation rows; validation continues the same stream with min(shots, val_shots) a class.
+
+    CoOp and most others validate on at most 4 rows of a class; ``val_shots=shots`` gives as many as train.
+    """
     stream = random.Random(seed)
     train = _draw(train_labels, shots, stream)
-    return train, _draw(val_labels, min(shots, VAL_SHOTS), stream)
+    return train, _draw(val_labels, min(shots, val_shots), stream)
 
 
 def _draw(labels: np.ndarray, shots: int, stream: random.Random) -> np.ndarray:
@@ -50,33 +58,90 @@ def _draw(labels: np.ndarray, shots: int, stream: random.Random) -> np.ndarray:
 
 
 def read_draw(
-    path: str | Path, ids: Sequence[str] | np.ndarray, split: str = "train"
+    path: str | Path,
+    ids: Sequence[str] | np.ndarray,
+    split: str = "train",
+    *,
+    labels: Int[np.ndarray, " N"] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Int[np.ndarray, " K"]:
     """Rows of a published index file, in its order.
 
     Args:
         path: JSON of Lin et al. (2023), `{"train": {"data": [{"impath", "label", "classname"}, …]}, …}`,
-            or of CoOp, `{"train": [[path, label, classname], …], …}`.
+            or of CoOp, `{"train": [[path, label, classname], …], …}`; or JSON Lines of such objects or
+            lists, one split a file.
         ids: ids of the table. An image matches the id that its path ends with, or that ends with its path.
         split: "train", "val" or "test".
+        labels, class_names: of the table; the file's own must then agree, by name or else by number.
 
     Raises:
-        CacheError: not such a file, or an image that no id, or more than one, matches.
+        CacheError: not such a file, an image that no id, or more than one, matches, one that is listed
+            twice, or one that is of another class there.
     """
     path = Path(path)
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))[split]
-        items = listed["data"] if isinstance(listed, dict) else listed
-        paths = [item["impath"] if isinstance(item, dict) else item[0] for item in items]
-        index = _Endings(ids)
-        return np.array([index.find(image, path) for image in paths], np.int64)
+        items = [_item(item) for item in _items(path, split)]
     except FileNotFoundError:
         raise CacheError(f"no index file {path}; give the path of a published shot_K-seed_S.json") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CacheError(
             f'{path} is not a few-shot index file: found {error!r}, expected {{"{split}": {{"data": '
             '[{"impath": …}]}}; give a published shot_K-seed_S.json'
         ) from None
+    index = _Endings(ids)
+    rows = np.array([index.find(image, path) for image, _, _ in items], np.int64)
+    if len(np.unique(rows)) < len(rows):
+        again = next(i for i in range(len(rows)) if rows[i] in rows[:i])
+        raise CacheError(f"{path} lists {items[again][0]} twice; expected each image once; get it again")
+    if labels is not None:
+        _check_labels(path, items, np.asarray(labels)[rows], list(class_names))
+    return rows
+
+
+def _items(path: Path, split: str) -> list[Any]:
+    data = path.read_bytes()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in data.splitlines() if line.strip()]
+    listed = json.loads(data)[split]
+    return listed["data"] if isinstance(listed, dict) else listed
+
+
+def _item(item: Any) -> tuple[str, int | None, str | None]:
+    """Image, and label and class name where the file has them."""
+    if isinstance(item, dict):
+        image, label, name = item["impath"], item.get("label"), item.get("classname")
+    else:
+        image, label, name = (*item, None, None)[:3]
+    if not isinstance(image, str):
+        raise TypeError(f"{image!r} is no path")
+    if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
+        raise TypeError(f"{label!r} is no label")
+    return image, label, name
+
+
+def _check_labels(
+    path: Path, items: list[tuple[str, int | None, str | None]], ours: np.ndarray, class_names: list[str]
+) -> None:
+    """Classes agree by name where both sides know it, by number where the file has no names. Elsewhere
+    numbers may differ, as lists sort classes differently, but one of theirs is always one of ours."""
+    label_of = {_plain(name): label for label, name in enumerate(class_names)}
+    ours_of: dict[int, int] = {}
+    theirs_of: dict[int, int] = {}
+    for (image, label, name), mine in zip(items, ours.tolist(), strict=True):
+        here = class_names[mine] if mine < len(class_names) else str(mine)
+        wrong = label not in (None, mine) if name is None else label_of.get(_plain(name), mine) != mine
+        if label is not None:
+            wrong |= ours_of.setdefault(label, mine) != mine or theirs_of.setdefault(mine, label) != label
+        if wrong and (name is None or _plain(name) != _plain(here)):  # ImageNet has two classes "missile"
+            raise CacheError(
+                f"{path} gives {image} the class {name if name is not None else label!r}, here it is "
+                f"{here!r} ({mine}); expected the same; is it another dataset's, or another version's?"
+            )
+
+
+def _plain(name: object) -> str:
+    return " ".join(str(name).replace("_", " ").casefold().split())
 
 
 class _Endings:

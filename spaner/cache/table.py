@@ -105,13 +105,16 @@ class Table:
             rows = slice(start, min(start + step, self.rows))
             yield rows, self._block(rows.start, rows.stop)
 
-    def draw(self, shots: int, seed: int) -> Int[np.ndarray, " K"]:
+    def draw(self, shots: int, seed: int, kind: str = "") -> Int[np.ndarray, " K"]:
         """Rows of the few-shot draw: the stored one, else computed from the labels (see `few_shot`).
+
+        Args:
+            kind: "equal" in a validation table: as many rows as train has, not min(shots, 4).
 
         Raises:
             CacheError: the table lacks rows, so that only its stored draws can be used.
         """
-        name = f"{shots}-shot-seed-{seed}"
+        name = f"{shots}-shot-seed-{seed}" + f"-{kind}" * bool(kind)
         if name in self.manifest.draws:
             return np.array(self._store.read(self.name, f"draws/{name}"), np.int64)
         if self.manifest.complete:

@@ -40,8 +40,9 @@ class ExtractConfig:
         metadata=_help("store only rows that these few-shot draws need (imagenet: 16; others: all)"),
     )
     draw_seeds: tuple[int, ...] = field(default=(1,), metadata=_help("seeds of the few-shot draws"))
-    draws_from: Path | None = field(
-        default=None, metadata=_help("a published index file shot_K-seed_S.json to use as the draw")
+    draws_from: tuple[Path, ...] | None = field(
+        default=None,
+        metadata=_help("published index files shot_K-seed_S.json, or folders of them, to use as draws"),
     )
     holdout: float = field(
         default=0.2, metadata=_help("share of each class set apart as test where a folder has no splits")

@@ -76,9 +76,13 @@ def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> Extra
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RecipeError(f"extract: no setting {name!r}; expected one of {', '.join(fields)}{hint}")
     config = dataclasses.replace(config or ExtractConfig(), **overrides)
-    paths = {name: getattr(config, name) for name in ("data_root", "cache", "draws_from")}
+    given = config.draws_from
+    several = (given,) if isinstance(given, str | Path) else given
+    paths = {name: getattr(config, name) for name in ("data_root", "cache")}
     return dataclasses.replace(
-        config, **{name: Path(value).expanduser() for name, value in paths.items() if value is not None}
+        config,
+        draws_from=None if several is None else tuple(Path(path).expanduser() for path in several),
+        **{name: Path(value).expanduser() for name, value in paths.items() if value is not None},
     )
 
 

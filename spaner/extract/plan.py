@@ -1,6 +1,5 @@
 """Which tables an extraction fills, with which rows and few-shot draws. It opens no file and no encoder."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +9,12 @@ import numpy as np
 
 from spaner.cache.listing import drawn_sha256, ids_sha256
 from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
-from spaner.cache.subset import few_shot_splits, read_draw
 from spaner.errors import DatasetError
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets.dataset import Dataset, Split
+from spaner.extract.draws import draw_shots, draws_of
 from spaner.extract.templates import tables
-
-INDEX_FILE = re.compile(r"shot_(\d+)-seed_(\d+)\.json$")
-OWN_SCALE_MODALITIES = {"image", "text"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +28,7 @@ class TablePlan:
         source: where payloads come from; None for text.
         draws: name -> row numbers within this table.
         complete: False if rows that no draw needs were left out.
+        imported: draw -> name of the published file that it came from.
     """
 
     modality: str
@@ -42,6 +39,7 @@ class TablePlan:
     source: Split | None = None
     draws: dict[str, np.ndarray] = field(default_factory=dict)
     complete: bool = True
+    imported: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -51,6 +49,7 @@ class TablePlan:
     def manifest(self, dataset: Dataset, spec: EncoderSpec, config: ExtractConfig) -> Manifest:
         """The table's identity."""
         options: dict[str, Any] = {} if self.source is None else dict(dataset.ledger)
+        options |= {"imported draws": self.imported} if self.imported else {}
         chunk = config.chunk_rows or default_chunk_rows(len(self.views), spec.dim, config.dtype)
         if not self.source:
             chunk = texts.chunk_rows(chunk, len(self.views), spec.dim)
@@ -120,7 +119,7 @@ def _of_modality(config: ExtractConfig, dataset: Dataset, modality: str) -> list
             f"{', '.join(splits)}; leave it out for all"
         )
     views = view_names(config.views) if modality == "image" else ("whole",)
-    draws = _draws(config, dataset, splits)
+    draws, imported = draws_of(config, dataset, splits)
     shots = draw_shots(config, dataset)
     tables = []
     for name in config.splits or splits:
@@ -129,53 +128,14 @@ def _of_modality(config: ExtractConfig, dataset: Dataset, modality: str) -> list
             rows = np.unique(np.concatenate(list(drawn.values())))
             complete = len(rows) == len(split)
             split, drawn = split.take(rows), {key: np.searchsorted(rows, kept) for key, kept in drawn.items()}
-        tables.append(TablePlan(modality, name, split.ids, split.labels, views, split, drawn, complete))
+        told = {key: imported[key] for key in drawn if key in imported}
+        tables.append(TablePlan(modality, name, split.ids, split.labels, views, split, drawn, complete, told))
     return tables
 
 
 def view_names(count: int) -> tuple[str, ...]:
     """View 0 is the centre crop, the others are random ones."""
     return ("center", *(("random",) if count == 2 else tuple(f"random-{i}" for i in range(1, count))))
-
-
-def draw_shots(config: ExtractConfig, dataset: Dataset) -> tuple[int, ...] | None:
-    """The few-shot draws that rows are kept for; None: all rows."""
-    if config.shots == "all":
-        return None
-    if config.draws_from is not None and config.shots is None:
-        return ()
-    return config.shots if config.shots is not None else dataset.shots
-
-
-def _draws(
-    config: ExtractConfig, dataset: Dataset, splits: dict[str, Split]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Split -> name -> rows: of ``train``, and of ``val``, which continues the same stream."""
-    shots = draw_shots(config, dataset)
-    if shots is None or "train" not in splits:
-        return {}
-    train, val = splits["train"], splits.get("val")
-    found: dict[str, dict[str, np.ndarray]] = {"train": {}, "val": {}}
-    for count in shots:
-        for seed in config.draw_seeds:
-            rest = val.labels if val else np.empty(0, np.int32)
-            name = f"{count}-shot-seed-{seed}"
-            found["train"][name], found["val"][name] = few_shot_splits(train.labels, rest, count, seed)
-    if config.draws_from is not None:
-        name = _index_name(config.draws_from)
-        found["train"] |= {name: read_draw(config.draws_from, train.ids)}
-        found["val"].pop(name, None)
-    return {"train": found["train"], "val": found["val"] if val else {}}
-
-
-def _index_name(path: Path) -> str:
-    match = INDEX_FILE.search(path.name)
-    if not match:
-        raise DatasetError(
-            f"--draws-from {path}: its name tells no shots and seed; expected shot_K-seed_S.json; rename the "
-            f"file"
-        )
-    return f"{int(match[1])}-shot-seed-{int(match[2])}"
 
 
 def _texts(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:

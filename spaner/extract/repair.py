@@ -109,10 +109,11 @@ def _length(rows: slice) -> int:
     return rows.stop - rows.start
 
 
-def _shots_and_seed(draw: str) -> tuple[int, int]:
-    """The numbers of "16-shot-seed-1"."""
-    shots, _, seed = draw.partition("-shot-seed-")
-    return int(shots), int(seed)
+def _shots_and_seed(draw: str) -> tuple[int, int, str]:
+    """The parts of "16-shot-seed-1" and "16-shot-seed-1-equal"."""
+    shots, _, rest = draw.partition("-shot-seed-")
+    seed, _, kind = rest.partition("-")
+    return int(shots), int(seed), kind
 
 
 def _source(manifest: Manifest, ids: list[str], labels: Any, dataset: str | None, root: Path | None) -> Split:

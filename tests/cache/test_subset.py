@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,55 @@ def _parse(file: Path) -> tuple[str, int, int]:
     dataset, _, rest = file.stem.partition("_shot_")
     shots, _, seed = rest.partition("-seed_")
     return dataset, int(shots), int(seed)
+
+
+NAMES = ("red fox", "sea", "wall clock")
+IDS = ("a/0.jpg", "b/0.jpg", "c/0.jpg", "a/1.jpg")
+
+
+def _checked(items: Sequence[object], tmp_path: Path, name: str = "draw.json") -> list[int]:
+    file = tmp_path / name
+    lines = "\n".join(json.dumps(item) for item in items)
+    file.write_text(lines if name.endswith("l") else json.dumps({"train": items}))
+    return read_draw(file, IDS, labels=np.array([0, 1, 2, 0]), class_names=NAMES).tolist()
+
+
+@pytest.mark.parametrize("name", ["draw.json", "draw.jsonl"])
+def test_an_index_file_agrees_by_name_or_else_by_number(name: str, tmp_path: Path):
+    assert _checked([["c/0.jpg", 2, "Wall_Clock"], ["a/1.jpg", 0, "red_fox"]], tmp_path, name) == [2, 3]
+    sorted_differently = [["a/0.jpg", 5, "red fox"], ["b/0.jpg", 0, "sea"], ["c/0.jpg", 1, "strange name"]]
+    assert _checked(sorted_differently, tmp_path, name) == [0, 1, 2]
+    assert _checked([{"impath": "a/0.jpg", "label": 0}, {"impath": "b/0.jpg"}], tmp_path, name) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([["a/0.jpg", 0, "sea"]], r"gives a/0.jpg the class 'sea', here it is 'red fox' \(0\)"),
+        ([["a/0.jpg", 1]], r"gives a/0.jpg the class 1, here it is 'red fox' \(0\)"),
+        ([["a/0.jpg", 0, "x"], ["b/0.jpg", 0, "y"]], "gives b/0.jpg the class 'y', here it is 'sea'"),
+        ([["a/0.jpg", 0, "x"], ["a/1.jpg", 1, "y"]], "gives a/1.jpg the class 'y', here it is 'red fox'"),
+        ([["a/0.jpg", 0], ["./data/a/0.jpg", 0]], "lists ./data/a/0.jpg twice"),
+        ([["a/0.jpg", 0.7]], "not a few-shot index file.*0.7 is no label"),
+        ([[1, 0]], "not a few-shot index file.*1 is no path"),
+    ],
+)
+def test_an_index_file_that_contradicts_is_one_line(items: Sequence[object], message: str, tmp_path: Path):
+    with pytest.raises(CacheError, match=message):
+        _checked(items, tmp_path)
+
+
+def test_a_nested_or_marked_index_file(tmp_path: Path):
+    file = tmp_path / "draw.json"
+    file.write_text("[" * 200_000)
+    with pytest.raises(CacheError, match="not a few-shot index file"):
+        read_draw(file, IDS)
+    file.write_text(json.dumps({"train": [["a/0.jpg", 0]]}), encoding="utf-8-sig")
+    assert read_draw(file, IDS).tolist() == [0]
+
+
+def test_validation_may_have_as_many_rows_as_train():
+    train, val = np.repeat([0, 1], 20), np.repeat([0, 1], 20)
+    few, many = (few_shot_splits(train, val, 16, 1, most) for most in (4, 16))
+    assert few[0].tolist() == many[0].tolist()
+    assert (len(few[1]), len(many[1])) == (8, 32)

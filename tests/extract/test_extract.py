@@ -1,5 +1,6 @@
 """Stage 1 end to end: files in, sealed cache out, whatever happens in between."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -182,16 +183,55 @@ def test_few_shot_draws_store_only_the_rows_they_need(extract: Any, class_folder
             table.draw(16, 1)
 
 
+def index_file(path: Path, row: int, labels: tuple[int, ...] = (0, 1, 2), **more: Any) -> Path:
+    """One image a class, in Lin et al.'s layout."""
+    items = [
+        {"impath": f"./data/x/train/{name}/{row}.jpg", "label": label, "classname": name}
+        for name, label in zip(CLASSES, labels, strict=True)
+    ]
+    path.write_text(json.dumps({"train": {"data": items}} | more))
+    return path
+
+
 def test_a_published_draw_is_imported(extract: Any, class_folders: Path, tmp_path: Path) -> None:
-    file = tmp_path / "shot_1-seed_2.json"
-    items = ", ".join(f'{{"impath": "./data/x/train/{name}/3.jpg", "label": 0}}' for name in CLASSES)
-    file.write_text(f'{{"train": {{"data": [{items}]}}}}')
+    file = index_file(tmp_path / "shot_1-seed_2.json", 3)
     extract(class_folders, draws_from=file, modality="image")
     with spaner.cache.open("cache/photos") as cache:
         table = cache.table("image/train")
         assert table.ids[table.draw(1, 2)].tolist() == [f"train/{name}/3.jpg" for name in CLASSES]
+        assert table.manifest.options["imported draws"] == {"1-shot-seed-2": "shot_1-seed_2.json"}
+        assert "imported draws" not in cache.table("image/test").manifest.options
     with pytest.raises(DatasetError, match=r"expected shot_K-seed_S.json"):
         extract(class_folders, draws_from=file.rename(tmp_path / "other.json"))
+
+
+def test_a_folder_of_published_draws_is_imported_in_any_order(
+    extract: Any, class_folders: Path, tmp_path: Path
+) -> None:
+    one, two = (index_file(tmp_path / f"shot_1-seed_{seed}.json", seed) for seed in (1, 2))
+    first = extract(class_folders, draws_from=(two, one), modality="image", cache=tmp_path / "a")
+    second = extract(class_folders, draws_from=tmp_path, modality="image", cache=tmp_path / "b")
+    found = [spaner.cache.open(each.path).table("image/train").manifest for each in (first, second)]
+    assert found[0].sha256 == found[1].sha256
+    assert list(found[0].draws) == ["1-shot-seed-1", "1-shot-seed-2"]
+    assert found[0].rows == 6
+    with pytest.raises(DatasetError, match=r"1-shot-seed-1 comes from .* already; expected one file a draw"):
+        extract(class_folders, draws_from=(one, one))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DatasetError, match=r"--draws-from .*void: no index files in it"):
+        extract(class_folders, draws_from=tmp_path / "void")
+
+
+def test_validation_draws_have_four_rows_a_class_or_as_many_as_train(
+    extract: Any, tmp_path: Path, class_folders: Path
+) -> None:
+    shutil.copytree(class_folders / "train", tmp_path / "x" / "train")
+    shutil.copytree(class_folders / "train", tmp_path / "x" / "val")
+    path = extract(tmp_path / "x", shots=(2, 6), modality="image").path
+    with spaner.cache.open(path) as cache:
+        table = cache.table("image/val")
+        assert list(table.manifest.draws) == ["2-shot-seed-1", "6-shot-seed-1", "6-shot-seed-1-equal"]
+        assert [len(table.draw(6, 1)), len(table.draw(6, 1, "equal"))] == [12, 18]
 
 
 def test_an_imagenet_tree_of_real_photographs(extract: Any, sample_data: Path, tmp_path: Path) -> None:
