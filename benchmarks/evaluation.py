@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +35,13 @@ def vectors(rows: int, classes: int, dim: int) -> tuple[np.ndarray, np.ndarray, 
     return x, centres, labels, [f"class {i}" for i in range(classes - 2)] + ["class 0", "class 1"]
 
 
-def in_blocks(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, float]:
+def in_blocks(
+    x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]
+) -> dict[str, float | None]:
     return metrics.summary(metrics.match(x, classes, labels, names))
 
 
-def full_matrix(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, float]:
+def full_matrix(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     """The same numbers as one would write them first, from the (N, C) matrix."""
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     classes = classes / np.linalg.norm(classes, axis=1, keepdims=True)
@@ -60,14 +63,14 @@ def full_matrix(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: l
 
 def both_directions(
     x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     every = np.arange(len(names))
     there = retrieval.retrieval(x, classes, labels, every)
     back = retrieval.retrieval(classes, x, every, labels)
     return {"rows to classes": there["mAP"], "classes to rows": back["mAP"]}
 
 
-def shape(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, float]:
+def shape(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     return {
         "gap": geometry.modality_gap(x, classes),
         "separability": geometry.separability(x, classes),
@@ -76,12 +79,12 @@ def shape(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[st
     }
 
 
-def interval(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, float]:
+def interval(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     found = intervals.bootstrap(x[:, 0])
     return {"low": found.low, "high": found.high}
 
 
-WAYS: dict[str, Callable[..., dict[str, float]]] = {
+WAYS: dict[str, Callable[..., dict[str, Any]]] = {
     "in blocks": in_blocks,
     "full matrix": full_matrix,
     "recall and mAP, both directions": both_directions,

@@ -139,7 +139,7 @@ def epoch_in_loop(paths: list[Path], encoder: encoders.Encoder, cache: Path) -> 
     """Seconds of one epoch in which every step decodes and encodes its pictures; texts stay as they are."""
     with caches.open(cache) as opened:
         data = task(opened, TrainConfig())
-    model = Spaner.build(TrainConfig(), data.widths, data.logit_scale)
+    model = Spaner.build(TrainConfig(), data.facts())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
     started = time.perf_counter()
     for batch in prepared(paths, encoder):

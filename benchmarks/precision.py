@@ -26,7 +26,7 @@ SHOWN = {"text": 100, "semantic": 100, "gap": 100, "text_cosine": 1, "semantic_c
 PRECISIONS = ("float32", "bfloat16")
 
 
-def measured(cache: Path, precision: str, seed: int, settings: dict[str, Any]) -> dict[str, float]:
+def measured(cache: Path, precision: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Headline numbers of one run (accuracies as fractions), its last loss, and seconds of training."""
     run = spaner.fit(cache, precision=precision, seed=seed, **settings)
     result = scores({"metrics": evaluate(run, cache)})

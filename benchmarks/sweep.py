@@ -32,16 +32,17 @@ from synthetic import make
 from train import BATCH, CLASSES, VIEWS, plain_model, plain_steps
 
 from spaner import cache as caches
-from spaner.align.methods.loop import _batch_bounds
+from spaner.align.methods.loop import batch_bounds
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import finished
+from spaner.align.train.select import Receipt
 from spaner.align.train.sweep import sweep
 from spaner.align.train.task import task
 from spaner.device import device_of
 
 WAYS = ("plain", "worker", "workers", "stack")
-FULL_STEPS = 30 * len(_batch_bounds(CLASSES * 16 * VIEWS, BATCH))
+FULL_STEPS = 30 * len(batch_bounds(CLASSES * 16 * VIEWS, BATCH))
 
 
 @dataclass
@@ -101,7 +102,7 @@ def swept(
 ) -> Cells:
     with tempfile.TemporaryDirectory() as out:
         results = sweep(cache, grid, base, out, workers=workers, stack=stack)
-    steps = len(_batch_bounds(len(caches.open(cache).table("image/train").labels) * VIEWS, BATCH))
+    steps = len(batch_bounds(len(caches.open(cache).table("image/train").labels) * VIEWS, BATCH))
     return [(r["facts"]["seconds"], base["epochs"] * steps) for r in results]
 
 
@@ -116,7 +117,7 @@ def plain(cache: Path, grid: dict[str, list[int]], base: dict[str, Any]) -> Cell
         for _, _ in zip(range(steps), plain_steps(data, model), strict=False):
             pass
         seconds = time.perf_counter() - started
-        evaluate(finished(config, model, data, [{}], seconds), cache)
+        evaluate(finished(config, model, data, Receipt("none"), seconds), cache)
         cells.append((seconds, steps))
     return cells
 

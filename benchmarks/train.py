@@ -23,10 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from spaner import cache as caches
 from spaner.align.methods import loop
 from spaner.align.methods.spaner import Spaner
+from spaner.align.methods.task import Draw, Task
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.fit import pairs
-from spaner.align.train.rows import Draw
-from spaner.align.train.task import Task
 from spaner.device import fast_products, keep_freed_memory, precision_of
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -58,8 +56,8 @@ def synthetic_task() -> Task:
 
 def shared_steps(task: Task, length: int, precision: str) -> Iterator[None]:
     """Our loop, with a pause after every step."""
-    model = Spaner.build(TrainConfig(prompt_length=length), task.widths, task.logit_scale)
-    data, generator = pairs(task), torch.Generator().manual_seed(1)
+    model = Spaner.build(TrainConfig(prompt_length=length), task.facts())
+    data, generator = loop.pairs_of(task), torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01, fused=True)
     arithmetic = precision_of(precision, CPU)
     while True:
@@ -73,7 +71,7 @@ def shared_steps(task: Task, length: int, precision: str) -> Iterator[None]:
 
 def plain_model(task: Task, length: int) -> Spaner:
     """The same model with `nn.MultiheadAttention` on concatenated tokens."""
-    model = Spaner.build(TrainConfig(prompt_length=length), task.widths, task.logit_scale)
+    model = Spaner.build(TrainConfig(prompt_length=length), task.facts())
     for modality, width in task.widths.items():
         model.aligners[modality] = ConcatenatedAligner(width, width)
     return model

@@ -6,17 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 import typer.main
 from safetensors.torch import load_file
 
-from spaner.align.train.config import TrainConfig
+from spaner.align.train.config import parts_of
 from spaner.cli import app
-from spaner.cli.options import parse, type_of
+from spaner.cli.options import parse
 from spaner.extract.config import ExtractConfig
+from spaner.settings import axes
 from tests.conftest import Outcome, make_toy_cache
 
 Cli = Callable[..., Outcome]
@@ -28,18 +29,23 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options_of(command: str) -> dict[str, Any]:
-    root = typer.main.get_command(app)
-    return {p.name: p for p in root.commands[command].params}  # pyright: ignore
+    root: Any = typer.main.get_command(app)
+    with root.commands[command].make_context(command, [], resilient_parsing=True) as context:
+        return {p.name: p for p in context.command.params}
 
 
 # --- options are the configuration ---
 
 
-@pytest.mark.parametrize(("command", "config"), [("extract", ExtractConfig), ("train", TrainConfig)])
-def test_every_field_is_an_option_with_help(command: str, config: type) -> None:
-    options = options_of(command)
-    for field in dataclasses.fields(config):
-        assert field.name in options, f"{command} lacks --{field.name}"
+@pytest.mark.parametrize(
+    ("command", "config"),
+    [("extract", (ExtractConfig,)), ("train", parts_of("spaner")), ("sweep", parts_of("spaner"))],
+)
+def test_every_field_is_an_option_with_help(command: str, config: tuple[type, ...]) -> None:
+    options, lists = options_of(command), axes(*config) if command == "sweep" else {}
+    assert set(lists) <= set(options)
+    for field in (f for part in config for f in dataclasses.fields(part)):
+        assert field.name in options or field.name in lists, f"{command} lacks --{field.name}"
         assert field.metadata["help"].strip(), f"{field.name} has no help"
 
 
@@ -64,10 +70,11 @@ def test_an_option_reaches_the_stored_configuration(
 
 
 def test_lists_and_paths_are_parsed() -> None:
-    assert parse(type_of(ExtractConfig, "shots"), "1,2,4", "--shots") == (1, 2, 4)
-    assert parse(type_of(ExtractConfig, "shots"), "all", "--shots") == "all"
-    assert parse(type_of(ExtractConfig, "splits"), "train,val", "--splits") == ("train", "val")
-    assert parse(type_of(ExtractConfig, "cache"), "x.h5", "--cache") == Path("x.h5")
+    kind = get_type_hints(ExtractConfig).__getitem__
+    assert parse(kind("shots"), "1,2,4", "--shots") == (1, 2, 4)
+    assert parse(kind("shots"), "all", "--shots") == "all"
+    assert parse(kind("splits"), "train,val", "--splits") == ("train", "val")
+    assert parse(kind("cache"), "x.h5", "--cache") == Path("x.h5")
 
 
 def test_commands_have_help_with_an_example() -> None:

@@ -12,6 +12,7 @@ import typer
 
 import spaner.cache
 from spaner.align.methods import method as methods
+from spaner.align.methods.task import Facts
 from spaner.align.paper import image_text as paper_tables
 from spaner.align.train.config import TrainConfig, recipe_grid
 from spaner.align.train.sweep import plan
@@ -84,7 +85,9 @@ def test_every_cell_becomes_a_model(file: Path, toy_cache: Path) -> None:
         assert cell.config.shots == 16
         assert all(getattr(cell.config, name) == value for name, value in cell.varied.items())
         with torch.device("meta"):
-            model = methods.method("spaner").build(cell.config, {"image": WIDTH, "text": WIDTH}, SCALE)
+            model = methods.method("spaner").build(
+                cell.config, Facts((), "image", {"image": WIDTH, "text": WIDTH}, SCALE)
+            )
         assert model.out_dim == (cell.config.out_dim or WIDTH)
 
 
@@ -126,7 +129,7 @@ def test_a_grid_holds_lists(tmp_path: Path, grid: str) -> None:
 def test_a_setting_that_cannot_be_swept_and_a_bad_value_are_named(tmp_path: Path, toy_cache: Path) -> None:
     opened = spaner.cache.open(toy_cache)
     for grid, said in (
-        ("heads = [2, 4]", "found the setting 'heads'"),
+        ("device = ['cpu']", "found the setting 'device'"),
         ("seed = []", "list for seed is empty"),
         ("lr = ['x']", "lr is 'x'"),
     ):

@@ -100,14 +100,14 @@ def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
     """A report about two runs and a sweep, as the command writes it."""
     from spaner.align.report.write import write
     from spaner.align.train.config import TrainConfig
+    from spaner.align.train.fit import train
     from spaner.align.train.sweep import sweep
-    from spaner.cli.train import train_and_score
 
     place = tmp_path_factory.mktemp("page")
     runs = []
     for recipe in ("paper", "anchored"):
         config = TrainConfig.from_recipe(recipe, epochs=3, batch_size=32)
-        runs.append(train_and_score(toy_cache, config, place / recipe)[0])
+        runs.append(train(toy_cache, config, place / recipe)[1])
     grid = {"prompt_length": [1, 2], "out_dim": [8, 16], "seed": [1, 2]}
     sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "sweep", workers=1, backend="threading")
     with pytest.MonkeyPatch.context() as patch:

@@ -10,12 +10,13 @@ from spaner.cache.convert import convert, export
 from spaner.cache.library import Cache, create, open
 from spaner.cache.listing import drawn_sha256, ids_sha256
 from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
-from spaner.cache.subset import few_shot, few_shot_splits, read_draw
+from spaner.cache.subset import VAL_SHOTS, few_shot, few_shot_splits, read_draw
 from spaner.cache.table import Table
 from spaner.cache.verify import Problem
 from spaner.cache.writer import Writer
 
 __all__ = [
+    "VAL_SHOTS",
     "Cache",
     "EncoderSpec",
     "Manifest",

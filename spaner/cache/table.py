@@ -116,7 +116,7 @@ class Table:
         """
         name = f"{shots}-shot-seed-{seed}" + f"-{kind}" * bool(kind)
         if name in self.manifest.draws:
-            return np.array(self._store.read(self.name, f"draws/{name}"), np.int64)
+            return self.stored_draw(name)
         if self.manifest.complete:
             return few_shot(self.labels, shots, seed)
         stored = ", ".join(sorted(self.manifest.draws)) or "none"
@@ -124,6 +124,10 @@ class Table:
             f"{self._where} holds only the rows of its draws ({stored}), not {name}; "
             "use one of these or extract again with the shots and seeds you need"
         )
+
+    def stored_draw(self, name: str) -> Int[np.ndarray, " K"]:
+        """Rows of a draw by its name, one of ``manifest.draws``."""
+        return np.array(self._store.read(self.name, f"draws/{name}"), np.int64)
 
     def _block(self, start: int, stop: int) -> np.ndarray:
         if start == stop:

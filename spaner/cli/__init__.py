@@ -3,12 +3,13 @@
 Commands import what they need when they run, so ``spaner --help`` needs neither torch nor an encoder.
 """
 
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
-from spaner.cli import cache, console, demo, doctor, extend, extract, report, reproduce, sweep, train
+from spaner.cli import cache, console, demo, doctor, extend, extract, options, report, reproduce, sweep, train
 from spaner.cli import eval as evaluate
 from spaner.errors import SpanerError
 
@@ -27,8 +28,8 @@ app = typer.Typer(
 
 app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
-app.command("train")(train.train)
-app.command("sweep")(sweep.sweep)
+app.command("train", cls=options.MethodCommand)(train.train)
+app.command("sweep", cls=options.SweepCommand)(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("extend")(extend.extend)
 app.command("report")(report.report)
@@ -50,6 +51,7 @@ def version(
 
 def main() -> None:
     """Run the command; a user's mistake ends in one line and status 1."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop as for control-C
     try:
         app()
     except SpanerError as error:

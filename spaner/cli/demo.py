@@ -49,24 +49,24 @@ def _extract(cache: Path) -> None:
 
 def _train(cache: Path, runs: Path) -> None:
     from spaner.align.train.config import TrainConfig
-    from spaner.cli.train import print_scores, train_and_score
+    from spaner.cli.train import print_scores, train_and_save
 
     results = {}
     for recipe in ("paper", "anchored"):
         config = TrainConfig.from_recipe(recipe, **SETTINGS)
-        _, result = train_and_score(cache, config, runs / f"digits-{recipe}")
-        results[f"SPANER, {recipe}"] = result["metrics"]
+        run, _ = train_and_save(cache, config, runs / f"digits-{recipe}")
+        results[f"SPANER, {recipe}"] = run.metrics
     print_scores(next(iter(results.values())), "", results)
 
 
 def _extend(cache: Path, runs: Path) -> None:
     from spaner.align.train.config import ExtendConfig
     from spaner.align.train.run import load
-    from spaner.cli.extend import extend_and_check, print_extension
+    from spaner.cli.extend import extend_with_bar, print_extension
 
     config = ExtendConfig(modality="audio")
     print_extension(
-        extend_and_check(load(runs / "digits-paper"), cache, config, runs / "digits-paper+audio"), config
+        extend_with_bar(load(runs / "digits-paper"), cache, config, runs / "digits-paper+audio"), config
     )
 
 

@@ -8,7 +8,6 @@ import typer
 from spaner.align.train.config import ExtendConfig
 from spaner.cli import console
 from spaner.cli.options import with_options
-from spaner.errors import RunError
 
 
 @with_options(ExtendConfig)
@@ -29,7 +28,7 @@ def extend(
 
     config = ExtendConfig(**options)
     folder = out or run.with_name(f"{run.name}+{config.modality}")
-    result = extend_and_check(checkpoint.load(run), cache, config, folder, replace=replace)
+    result = extend_with_bar(checkpoint.load(run), cache, config, folder, replace=replace)
     if json:
         console.dump(result)
         return
@@ -37,33 +36,21 @@ def extend(
     console.say(f"run: {folder}")
 
 
-def extend_and_check(
+def extend_with_bar(
     run: Any, cache: Path, config: ExtendConfig, folder: Path, *, replace: bool = False
 ) -> dict[str, Any]:
-    """Extend, prove that nothing else moved, save, and score the newcomer if the cache has a test table."""
-    from spaner.align.score.evaluate import evaluate, evaluate_pair
-    from spaner.align.train.extend import extend as train
-    from spaner.cache import open as open_cache
+    """`train.extend.extend_and_check` with a bar."""
+    from spaner.align.train.extend import extend_and_check
 
-    with open_cache(cache) as opened, console.progress("epochs") as progress:
-        longer = train(
-            run, opened, config, lambda done, all_, _: progress(done, all_, config.modality), replace=replace
+    with console.progress("epochs") as progress:
+        return extend_and_check(
+            run,
+            cache,
+            config,
+            folder,
+            lambda done, all_, _: progress(done, all_, config.modality),
+            replace=replace,
         )
-        hashes = longer.extensions[-1]["frozen_sha256"]
-        longer.metrics, longer.cache = evaluate(longer, opened), opened.path
-        if hashes["before"] != hashes["after"] or longer.metrics != evaluate(run, opened):
-            raise RunError(
-                f"{config.modality} changed the trained core; nothing was saved; please report this"
-            )
-        longer.save(folder)
-        result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
-        if opened.has(f"{config.modality}/test"):
-            newcomer, anchor = f"{config.modality}/test", f"{config.anchor}/test"
-            result["newcomer"] = evaluate(longer, opened, newcomer)
-            result["pairs"] = [
-                evaluate_pair(longer, opened, query, newcomer) for query in ("text/classname", anchor)
-            ] + [evaluate_pair(longer, opened, newcomer, anchor)]
-    return result
 
 
 def print_extension(result: dict[str, Any], config: ExtendConfig) -> None:

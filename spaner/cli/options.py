@@ -1,20 +1,24 @@
 """Command-line options made from a stage's configuration dataclass.
 
-A stage has one frozen dataclass; each of its fields becomes one option of the same name, type and default,
-with the field's ``metadata["help"]`` as its help. So an option cannot drift from the setting that it sets.
-Lists are written with commas: ``--shots 1,2,4``.
+Each field of a configuration becomes one option of the same name, type and default, with the field's
+``metadata["help"]`` as its help. So an option cannot drift from the setting that it sets. A stage that has
+one dataclass takes `with_options`; what the options of training are depends on the method, see
+`MethodCommand`. Lists are written with commas: ``--shots 1,2,4``.
 """
 
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
+from spaner.align.train.config import parts_of, recipe_values
 from spaner.errors import RecipeError
+from spaner.settings import axes
 
 
 def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
@@ -41,6 +45,124 @@ def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Calla
         return run
 
     return decorate
+
+
+class MethodCommand(TyperCommand):
+    """A command whose options are those of the method that the line names: `spaner train --method M --help`.
+
+    They are made when the command is parsed, so that `spaner --help` imports no method.
+    """
+
+    lists = False
+    """Whether every setting that can be swept gets an option that takes a list."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **options: Any) -> Any:
+        self.methods = methods_of(args)
+        known = self.own = {parameter.name for parameter in self.params}
+        self.params = [*self.params, *_as_options([o for o in self._options() if o.name not in known])]
+        return super().make_context(info_name, args, *more, **options)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Hand the method's settings over beside the command's own parameters: `typed_settings(ctx)`."""
+        typed = {name: ctx.params.pop(name) for name in list(ctx.params) if name not in self.own}
+        ctx.obj = Typed({name: text for name, text in typed.items() if text is not None}, self.methods)
+        return super().invoke(ctx)
+
+    def _options(self) -> Iterator[inspect.Parameter]:
+        for method in self.methods:
+            kinds = parts_of(method)
+            names = axes(*kinds) if self.lists else {}
+            for kind in kinds:
+                panel = "Settings" if kind is kinds[0] else f"Settings of {method}"
+                hints = get_type_hints(kind)
+                fields = [f for f in dataclasses.fields(kind) if f.name not in (*names, "recipe")]
+                yield from (_option(f, hints[f.name], panel) for f in fields)
+            yield from (_list_option(axis, field) for axis, field in names.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """Settings as they were typed, and the methods that the line speaks of."""
+
+    options: dict[str, str]
+    methods: list[str]
+
+
+class SweepCommand(MethodCommand):
+    """A `MethodCommand` with a list for every setting that can be swept."""
+
+    lists = True
+
+
+def methods_of(args: Sequence[str]) -> list[str]:
+    """The methods that a command line speaks of: `--method`, `--methods`, or its recipe's; default spaner."""
+    for name in ("--method", "--methods"):
+        if value := _typed(args, name):
+            return [each.strip() for each in value.split(",") if each.strip()]
+    recipe = _typed(args, "--recipe") or "paper"
+    return [recipe_values(recipe).get("method", "spaner")]
+
+
+def _typed(args: Sequence[str], option: str) -> str | None:
+    for i, word in enumerate(args):
+        if word == option and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(option + "="):
+            return word.removeprefix(option + "=")
+    return None
+
+
+def _option(field: dataclasses.Field, hint: Any, panel: str) -> inspect.Parameter:
+    text = _with_default(field.metadata.get("help", ""), field.default)
+    return _text_parameter(field.name, text, _metavar(hint), panel)
+
+
+def _list_option(axis: str, field: str) -> inspect.Parameter:
+    return _text_parameter(axis, f"Values of {field} to sweep over.", "a,b,…", "Lists to sweep over")
+
+
+def _text_parameter(name: str, text: str, metavar: str, panel: str) -> inspect.Parameter:
+    """An option that takes text, to be parsed by the setting's type; None where it was not typed."""
+    option = typer.Option(flag(name), help=text, metavar=metavar, show_default=False, rich_help_panel=panel)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def _as_options(parameters: Sequence[inspect.Parameter]) -> list[Any]:
+    """What Typer makes of the parameters of a function."""
+
+    def command(**_: Any) -> None: ...
+
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    return typer.main.get_command(app).params
+
+
+def typed_settings(typed: Typed) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Settings that were typed, and the lists of those that a sweep varies, each as the setting's type.
+
+    Raises:
+        RecipeError: a value of another type; the line names the option.
+    """
+    hints = hints_of(typed.methods)
+    names = axes(*(kind for method in typed.methods for kind in parts_of(method)))
+    settings, lists = {}, {}
+    for option, text in typed.options.items():
+        if option in hints and not (option in names and "," in text):
+            settings[option] = parse(hints[option], text, flag(option))
+        else:
+            values = [part.strip() for part in text.split(",") if part.strip()]
+            lists[names[option]] = [parse(hints[names[option]], value, flag(option)) for value in values]
+    return settings, lists
+
+
+def hints_of(methods: Sequence[str]) -> dict[str, Any]:
+    """The declared type of every setting of the methods."""
+    kinds = [kind for method in methods for kind in parts_of(method)]
+    return {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
 
 
 def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
@@ -93,11 +215,6 @@ def _alternatives(hint: Any) -> list[Any]:
 def flag(field: str) -> str:
     """The option that sets a field."""
     return "--" + field.replace("_", "-")
-
-
-def type_of(config: type, field: str) -> Any:
-    """The declared type of a field."""
-    return get_type_hints(config)[field]
 
 
 def parse(hint: Any, value: Any, option: str) -> Any:

@@ -6,17 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from spaner.align.train.config import TrainConfig, recipe_grid
+from spaner.align.train.config import recipe_grid
 from spaner.cli import console
-from spaner.cli.options import flag, parse, type_of, with_options
+from spaner.cli.options import typed_settings
 from spaner.cli.train import Recipe
 from spaner.errors import RunError
 
-List = Annotated[str | None, typer.Option(metavar="a,b,…", rich_help_panel="Lists to sweep over")]
 
-
-@with_options(TrainConfig, skip=("recipe", "shots"))
 def sweep(
+    ctx: typer.Context,
     *,
     cache: Annotated[Path, typer.Option(help="The cache to train from.")] = Path("cache/imagenet16"),
     recipe: Recipe = "paper",
@@ -33,19 +31,6 @@ def sweep(
         str, typer.Option(help='joblib backend: loky, or ray (needs "spaner[ray]").')
     ] = "loky",
     json: Annotated[bool, typer.Option("--json", help="Print all cells as JSON.")] = False,
-    prompt_lengths: List = None,
-    seeds: List = None,
-    shots: List = None,
-    draw_seeds: List = None,
-    lams: List = None,
-    out_dims: List = None,
-    template_sets: List = None,
-    logit_scales: List = None,
-    recipes: List = None,
-    aligners: List = None,
-    blends: List = None,
-    lrs: List = None,
-    **options: Any,
 ) -> None:
     """Train and score every combination of the lists; cells that a former run finished are not run again.
 
@@ -53,15 +38,15 @@ def sweep(
     """
     from spaner.align.train import sweep as sweeps
 
-    typed = {name: value for name, value in locals().items() if name in sweeps.AXES and value is not None}
-    listed = {name: each for name, each in recipe_grid(recipe).items() if name not in options}
-    grid = listed | {sweeps.AXES[name]: values(sweeps.AXES[name], name, text) for name, text in typed.items()}
+    base, lists = typed_settings(ctx.obj)
+    listed = {name: each for name, each in recipe_grid(recipe).items() if name not in base}
+    grid = listed | lists
     folder = out or Path("sweeps") / cache.stem
     with console.progress("cells") as progress:
         results = sweeps.sweep(
             cache,
             grid,
-            {"recipe": recipe, **options},
+            {"recipe": recipe, **base},
             folder,
             workers=workers,
             stack=stack,
@@ -88,16 +73,10 @@ def refuse_failed(results: Sequence[dict[str, Any]], folder: Path) -> None:
         )
 
 
-def values(setting: str, option: str, text: str) -> list[Any]:
-    """Parse a list such as ``1,2,4`` by the type of the setting that it varies."""
-    hint = type_of(TrainConfig, setting)
-    return [parse(hint, part.strip(), flag(option)) for part in text.split(",") if part.strip()]
-
-
 def draw(results: Sequence[dict[str, Any]], folder: Path) -> Path | None:
     """Accuracy against prompt length, if the sweep has more than one."""
     done = [r for r in results if r["status"] == "ok"]
-    if len({r["config"]["prompt_length"] for r in done}) < 2:
+    if len({r["config"].get("prompt_length") for r in done}) < 2:
         return None
     from spaner.align.report.figures import prompt_length_figure
 
@@ -128,7 +107,9 @@ def _line(row: dict[str, Any], shown: Sequence[str]) -> list[str]:
     ]
 
 
-def _pair(value: tuple[float, float], scale: float, digits: int, many: bool) -> str:  # noqa: FBT001
+def _pair(value: tuple[float, float] | None, scale: float, digits: int, many: bool) -> str:  # noqa: FBT001
+    if value is None:
+        return "–"
     mean, std = value
     text = f"{scale * mean:.{digits}f}"
     return f"{text} ± {scale * std:.{digits}f}" if many else text

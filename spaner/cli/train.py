@@ -1,4 +1,4 @@
-"""``spaner train``: prompt, aligners and projections from a sealed cache."""
+"""``spaner train``: a method fitted to a sealed cache, scored and saved."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from spaner.align.train.config import TrainConfig
 from spaner.cli import console
-from spaner.cli.options import with_options
+from spaner.cli.options import typed_settings
 
 Recipe = Annotated[
     str,
@@ -17,8 +17,8 @@ Recipe = Annotated[
 ]
 
 
-@with_options(TrainConfig, skip=("recipe",))
 def train(
+    ctx: typer.Context,
     *,
     cache: Annotated[Path, typer.Option(help="The cache to train from.")] = Path("cache/imagenet16"),
     recipe: Recipe = "paper",
@@ -26,41 +26,57 @@ def train(
         Path | None, typer.Option(help="Run folder.", show_default="runs/<cache>-<recipe>-<hash>")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    **options: Any,
 ) -> None:
-    """Train the shared prompt, the aligners and the projections from a cache alone, then score them.
+    """Fit a method to a cache alone, then score it: SPANER's prompt, aligners and projections, or `--method`.
+
+    Its options are those of the method: `spaner train --method linear_probe --help`.
 
     Example: `spaner train --cache cache/digits --recipe anchored --prompt-length 2`
     """
-    config = TrainConfig.from_recipe(recipe, **options)
-    folder, result = train_and_score(cache, config, out)
+    config = TrainConfig.from_recipe(recipe, **typed_settings(ctx.obj)[0])
+    run, folder = train_and_save(cache, config, out)
     if json:
-        console.dump(result)
+        console.dump(run.result)
         return
-    print_scores(
-        result["metrics"], f"{recipe}, {result['draw']['rows']:,} training rows, {result['seconds']:.1f} s"
-    )
+    rows = f"{run.draw['rows']:,} training rows, {run.seconds:.1f} s"
+    print_scores(run.metrics or {}, f"{config.title}, {rows}", name=label(config))
+    if run.selection.get("choice"):
+        console.say(f"settings: {told(run.selection)}")
     console.say(f"run: {folder}")
     console.next_step(f"spaner sweep --cache {cache} --prompt-lengths 1,2,4,8")
 
 
-def train_and_score(cache: Path, config: TrainConfig, out: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """Fit, save, score, and save the scores: a failing evaluation does not lose the training."""
-    from spaner.align.score.evaluate import evaluate
-    from spaner.align.train.fit import fit
-    from spaner.cache import open as open_cache
-
-    with open_cache(cache) as opened, console.progress("epochs") as progress:
-        run = fit(opened, config, lambda done, total, _: progress(done, total, f"train {config.recipe}"))
-        run.cache = opened.path
-        folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
-        run.metrics = evaluate(run, opened)
-    return run.save(folder), run.result
+def label(config: TrainConfig) -> str:
+    """How a table names the system."""
+    return "SPANER" if config.method == "spaner" else config.method
 
 
-def print_scores(metrics: dict[str, Any], title: str, rows: dict[str, dict[str, Any]] | None = None) -> None:
-    """SPANER's numbers with zero-shot beside them; ``rows`` adds more systems by name."""
-    systems = {"zero-shot": metrics["zero_shot"], **(rows or {"SPANER": metrics})}
+def told(selection: dict[str, Any]) -> str:
+    """A receipt in a line."""
+    choice = ", ".join(f"{name} {value}" for name, value in selection["choice"].items())
+    if selection["by"] == "val":
+        return f"{choice} (of {len(selection['tried']):,} on {selection['rows']:,} validation rows)"
+    return f"{choice} (published; {selection['why']})"
+
+
+def train_and_save(cache: Path, config: TrainConfig, out: Path | None = None) -> tuple[Any, Path]:
+    """`train.fit.train` with a bar."""
+    from spaner.align.train.fit import train as train_
+
+    with console.progress("epochs") as progress:
+        return train_(
+            cache, config, out, lambda done, total, _: progress(done, total, f"train {config.title}")
+        )
+
+
+def print_scores(
+    metrics: dict[str, Any],
+    title: str,
+    rows: dict[str, dict[str, Any]] | None = None,
+    name: str = "SPANER",
+) -> None:
+    """A system's numbers with zero-shot beside them; ``rows`` shows more systems by name."""
+    systems = {"zero-shot": metrics["zero_shot"], **(rows or {name: metrics})}
     columns = ["", "text", "semantic", "gap", "cos text", "cos sem.", "margin", "neg. cos", "centred"]
     console.table(columns, [[name, *score_cells(m)] for name, m in systems.items() if m], title)
     ties = metrics["text"]["accuracy_tie_aware"] - metrics["text"]["accuracy"]
@@ -76,7 +92,7 @@ def print_scores(metrics: dict[str, Any], title: str, rows: dict[str, dict[str, 
 
 def score_cells(metrics: dict[str, Any]) -> list[str]:
     """Accuracies in percent; cosines, the semantic margin to the hardest negative and its controls."""
-    text, semantic = metrics["text"], metrics["semantic"]
+    text, semantic = metrics["text"], metrics["semantic"] or dict.fromkeys(metrics["text"])
     return [
         console.percent(text["accuracy"]),
         console.percent(semantic["accuracy"]),

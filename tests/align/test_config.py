@@ -1,13 +1,16 @@
 """Settings: recipes, files, JSON, and one clear line for every value without meaning."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
 
 import pytest
 
-from spaner.align.train.config import RECIPES, TrainConfig
+from spaner.align.methods.method import METHODS
+from spaner.align.train.config import RECIPES, TrainConfig, parts_of
 from spaner.errors import RecipeError
+from spaner.settings import axes
 
 
 def test_paper_recipe_is_the_default():
@@ -26,12 +29,15 @@ def test_json_round_trip(recipe):
 
 
 def test_json_of_another_version():
-    values = TrainConfig().to_json()
-    del values["lam"]
+    values = TrainConfig(lam=0.5).to_json()
+    del values["epochs"], values["select"]
+    assert TrainConfig.from_json(values) == TrainConfig(lam=0.5), (
+        "settings that came later take their default"
+    )
     with pytest.raises(
-        RecipeError, match=r"stored configuration: missing or unknown setting 'lam'; use the version"
+        RecipeError, match=r"stored configuration: unknown setting 'colour' .*; use the version"
     ):
-        TrainConfig.from_json(values)
+        TrainConfig.from_json(values | {"colour": 1})
 
 
 def test_file_starts_from_a_recipe(tmp_path):
@@ -39,17 +45,47 @@ def test_file_starts_from_a_recipe(tmp_path):
     file.write_text('recipe = "anchored"\nprompt_length = 4\nlogit_scale = 50\n')
     config = TrainConfig.from_recipe(file, epochs=3)
     expected = TrainConfig.from_recipe("anchored", prompt_length=4, logit_scale=50.0, epochs=3)
-    assert config == dataclasses.replace(expected, recipe=str(file))
+    assert config == expected.replace(recipe=str(file))
 
 
 def test_every_field_has_help():
-    assert all(field.metadata["help"] for field in dataclasses.fields(TrainConfig))
+    for method in METHODS:
+        for part in parts_of(method):
+            assert all(field.metadata["help"] for field in dataclasses.fields(part))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_two_parts_share_a_setting(method):
+    names = [field.name for part in parts_of(method) for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names))
+    axes_ = axes(*parts_of(method))
+    assert len(axes_) == len(set(axes_.values()))
+
+
+def test_identity_knows_what_is_away_from_its_default_and_what_was_given():
+    assert TrainConfig().identity() == {}
+    assert TrainConfig(lam=1.0, epochs=4).identity() == {"epochs": 4}
+    assert TrainConfig(method="linear_probe").identity() == {"method": "linear_probe"}
+    given = TrainConfig(method="linear_probe", c=100.0)
+    assert given.identity() == {"method": "linear_probe", "c": 100.0}, "a given value is not chosen"
+    assert given.replace(shots=4).given == {"method", "c", "shots"}
+    assert copy.deepcopy(given).given == given.given, "as a worker process gets it"
+
+
+def test_a_setting_of_another_method_is_refused_by_name():
+    with pytest.raises(
+        RecipeError, match=r"unknown setting 'prompt_length' for method linear_probe; the nearest"
+    ):
+        TrainConfig(method="linear_probe", prompt_length=3)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prompt_lenght = 4", r"unknown setting 'prompt_lenght'; the nearest is 'prompt_length'"),
+        (
+            "prompt_lenght = 4",
+            r"unknown setting 'prompt_lenght' for method spaner; the nearest is 'prompt_length'",
+        ),
         ('recipe = "papr"', r"starts from 'papr'; expected one of paper, anchored"),
         ("lr = ", r"is not TOML: .*; write one `name = value` a line"),
         ("\udcff", r"is not TOML: .*"),
@@ -96,12 +132,15 @@ def test_unknown_recipe():
         ),
         ("pool", "outputs", r"pool is 'outputs'; expected output or input; did you mean pool=output\?"),
         (
-            "direction",
-            "text2",
-            r"direction is 'text2'; expected both or image or text; did you mean direction=text",
+            "method",
+            "spanner",
+            r"--method spanner: unknown; expected one of .*; did you mean `--method spaner`",
         ),
-        ("method", "spanner", r"method is 'spanner'; expected one of spaner; did you mean method=spaner"),
-        ("aligner", "atention", r"aligner is 'atention'; expected one of .*; did you mean aligner=attention"),
+        (
+            "aligner",
+            "atention",
+            r"--aligner atention: unknown; expected .*; did you mean `--aligner attention`",
+        ),
     ],
 )
 def test_value_without_meaning(setting, value, message):
@@ -109,6 +148,8 @@ def test_value_without_meaning(setting, value, message):
         TrainConfig(**{setting: value})
 
 
-def test_settings_need_no_torch():
-    code = "import sys; sys.modules['torch'] = None; import spaner.align.train.config as c; c.TrainConfig()"
+def test_recipes_need_no_torch():
+    """So that the options of a command can be listed at once; a method's own settings lie beside the
+    method."""
+    code = "import sys; sys.modules['torch'] = None; from spaner.align.train import config; config.RECIPES"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -73,13 +73,13 @@ def same(a, b):
 def test_the_core_keeps_every_bit_and_its_hash_is_recorded(run, longer):
     assert same(run.model.state_dict(), longer.model.state_dict())
     (record,) = longer.extensions
-    core = extending._with_newcomer(run.model, ExtendConfig(), WIDTH)
+    core = run.model.joined("audio", WIDTH, ExtendConfig().seed)
     assert record["frozen_sha256"] == dict.fromkeys(("before", "after"), frozen_sha256(core))
     assert {name.split(".")[1] for name, p in core.named_parameters() if p.requires_grad} == {"audio"}
 
 
 def test_the_hash_sees_one_bit_and_no_trained_parameter(run):
-    core = extending._with_newcomer(run.model, ExtendConfig(), WIDTH)
+    core = run.model.joined("audio", WIDTH, ExtendConfig().seed)
     before = frozen_sha256(core)
     with torch.no_grad():
         core.inputs["audio"].weight.add_(1)
@@ -126,7 +126,7 @@ def test_partners_are_of_the_class_and_from_the_runs_draw_alone(run, cache, monk
     allowed = {
         row.numpy().tobytes(): int(images.labels[i])
         for i in drawn
-        for row in unit_rows(images, np.array([i]))[0]
+        for row in unit_rows(images, np.array([i]))[0][0]
     }
     classes = np.array(
         [allowed[row.numpy().tobytes()] for row in pairs.pool]

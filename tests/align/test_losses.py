@@ -36,8 +36,8 @@ def test_directions_against_a_loop(vectors):
     a, b = vectors
     forth, back = loop_loss(a, b, 4.0, int.__eq__), loop_loss(b, a, 4.0, int.__eq__)
     assert forth != pytest.approx(back)
-    assert contrastive(a, b, 4.0, direction="image").item() == pytest.approx(forth)
-    assert contrastive(a, b, 4.0, direction="text").item() == pytest.approx(back)
+    assert contrastive(a, b, 4.0, direction="first").item() == pytest.approx(forth)
+    assert contrastive(a, b, 4.0, direction="second").item() == pytest.approx(back)
     assert contrastive(a, b, 4.0).item() == pytest.approx((forth + back) / 2)
 
 

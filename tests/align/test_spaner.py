@@ -1,14 +1,14 @@
 """The model: its pieces, its loss, the blend, and randomness of its own."""
 
-import dataclasses
-
 import pytest
 import torch
 
+from spaner import registry
 from spaner.align.methods import method as methods
 from spaner.align.methods.losses import contrastive
-from spaner.align.methods.method import Method
+from spaner.align.methods.method import Extendable, Fitted, Space, Stackable
 from spaner.align.methods.spaner import Spaner
+from spaner.align.methods.task import Facts
 from spaner.align.train.config import TrainConfig
 from spaner.errors import RecipeError
 
@@ -77,9 +77,11 @@ def test_another_width_gets_a_linear_map():
 def test_adding_a_modality_leaves_the_others_alone():
     model = Spaner(WIDTHS, logit_scale=9.0, heads=5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.join("audio", 31, seed=3)
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
-    assert set(model.state_dict()) - set(before)
+    longer = model.joined("audio", 31, seed=3)
+    assert set(model.state_dict()) == set(before), "the model itself stays as it is"
+    assert all(torch.equal(longer.state_dict()[name], tensor) for name, tensor in before.items())
+    new = {name for name, parameter in longer.named_parameters() if parameter.requires_grad}
+    assert new == set(longer.state_dict()) - set(before)
 
 
 def test_weights_depend_on_the_seed_alone():
@@ -101,22 +103,29 @@ def test_weights_depend_on_the_seed_alone():
 )
 def test_built_from_a_configuration(settings):
     config = TrainConfig(**{"heads": 5, **settings})
-    model = Spaner.build(config, WIDTHS, 9.0)
-    assert isinstance(model, Method)
-    assert (model.lam, model.blend, model.init) == (config.lam, config.blend, config.init)
+    model = Spaner.build(config, Facts((), "image", WIDTHS, 9.0))
+    assert all(isinstance(model, kind) for kind in (Fitted, Space, Extendable, Stackable))
+    assert (model.own.lam, model.own.blend, model.own.init) == (config.lam, config.blend, config.init)
     aligner = model.aligners["image"]
     assert (aligner.heads, aligner.pool, aligner.attend) == (config.heads, config.pool, config.attend)
 
 
 def test_every_method_is_found():
-    assert [methods.method(name).__name__ for name in methods.METHODS] == ["Spaner"]
+    assert [methods.method(name).__name__ for name in methods.METHODS] == [
+        "LinearProbe",
+        "Spaner",
+        "ZeroShot",
+    ]
 
 
 def test_plugins_come_in_by_entry_point(monkeypatch):
     entry = type("Entry", (), {"name": "mine", "value": "spaner.align.methods.attention:AttentionAligner"})
-    monkeypatch.setattr(methods, "entry_points", lambda group: [entry] if group == "spaner.aligners" else [])
-    config = dataclasses.replace(TrainConfig(), aligner="mine", heads=5)
-    assert Spaner.build(config, WIDTHS, 9.0).embed("text", batch()["text"]).shape == (7, 20)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "spaner.aligners" else [])
+    config = TrainConfig(aligner="mine", heads=5)
+    assert Spaner.build(config, Facts((), "image", WIDTHS, 9.0)).embed("text", batch()["text"]).shape == (
+        7,
+        20,
+    )
 
 
 def test_blend_needs_equal_widths():
@@ -130,7 +139,7 @@ def test_a_newcomer_is_neither_blended_nor_started_at_the_identity():
     """Its frozen embeddings mean nothing in the core's space; the core's modalities keep their blend."""
     model = Spaner({"image": 24, "text": 24}, logit_scale=10.0, heads=4, init="identity", blend=0.5)
     x = torch.nn.functional.normalize(torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), dim=1)
-    model.join("audio", 24, seed=3)
+    model = model.joined("audio", 24, seed=3)
     assert torch.allclose(model.embed("image", x), x, atol=1e-6)
     f = torch.nn.functional.normalize(model("audio", x)[0], dim=1)
     assert torch.allclose(model.embed("audio", x), f, atol=1e-6)

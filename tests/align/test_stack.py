@@ -9,12 +9,12 @@ import torch
 
 from spaner import cache as caches
 from spaner.align.methods.closed_form import closed_form
-from spaner.align.methods.loop import optimise
+from spaner.align.methods.loop import optimise, pairs_of
 from spaner.align.methods.spaner import Spaner
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train import stack
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.fit import fit, pairs
+from spaner.align.train.fit import fit
 from spaner.align.train.task import scale_of, task
 from spaner.errors import RecipeError, RunError
 
@@ -60,10 +60,16 @@ def weights(model) -> torch.Tensor:
 def test_every_cell_of_a_stack_is_its_single_run_in_double_precision(data, settings):
     """Weights, not only losses: after ten steps of AdamW each with its own rate, decay, order and start."""
     asked = configs(**settings)
-    material = pairs(data)
+    material = pairs_of(data)
     material = dataclasses.replace(material, x=material.x.double(), pool=material.pool.double())
     sets = [
-        [Spaner.build(c, data.widths, scale_of(c, data.encoders)).double() for c in asked] for _ in range(2)
+        [
+            Spaner.build(
+                c, dataclasses.replace(data, logit_scale=scale_of(c, data.encoders)).facts()
+            ).double()
+            for c in asked
+        ]
+        for _ in range(2)
     ]
     together = stack.optimise_stack(sets[0], material, asked, CPU)
     for model, single, config, history in zip(*sets, asked, together, strict=True):
@@ -98,13 +104,11 @@ def test_metrics_and_facts_of_a_stacked_cell_are_those_of_its_single_run(cache, 
 
 def test_a_cell_whose_loss_is_not_finite_fails_alone(data):
     quick = TrainConfig(**SAME)
-    healthy, broken, other = stack.fit_stack(
-        data, [quick, dataclasses.replace(quick, lr=1e30), dataclasses.replace(quick, seed=2)]
-    )
+    healthy, broken, other = stack.fit_stack(data, [quick, quick.replace(lr=1e30), quick.replace(seed=2)])
     assert isinstance(broken, RunError)
     assert "in epoch 1 of 2" in str(broken)
     assert "lower lr (now 1e+30)" in str(broken)
-    for run, config in ((healthy, quick), (other, dataclasses.replace(quick, seed=2))):
+    for run, config in ((healthy, quick), (other, quick.replace(seed=2))):
         assert not isinstance(run, RunError)
         (single,) = stack.fit_stack(data, [config])
         assert not isinstance(single, RunError)
@@ -116,7 +120,7 @@ def test_shape_tells_who_can_be_trained_as_one():
     base = TrainConfig(**SAME)
     assert len({stack.shape(config) for config in configs()}) == 1
     for other in ({"prompt_length": 2}, {"epochs": 3}, {"templates": "vanilla"}, {"recipe": "anchored"}):
-        assert stack.shape(dataclasses.replace(base, **other)) != stack.shape(base)
+        assert stack.shape(base.replace(**other)) != stack.shape(base)
 
 
 def test_a_configuration_that_cannot_be_built_is_refused(data):

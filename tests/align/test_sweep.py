@@ -4,12 +4,15 @@ import csv
 import json
 import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import clip_like
-import joblib
 import numpy as np
 import pytest
 import torch
@@ -17,12 +20,13 @@ import torch
 from spaner import cache as caches
 from spaner.align.methods import loop
 from spaner.align.score.evaluate import evaluate
+from spaner.align.train import cells as cells_
 from spaner.align.train import stack as stacks
 from spaner.align.train import sweep as sweeps
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.sweep import plan, summary, sweep
-from spaner.errors import CacheError, RecipeError, RunError
+from spaner.errors import RecipeError, RunError
 
 BASE: dict[str, Any] = {"heads": 4, "epochs": 1, "batch_size": 64, "device": "cpu"}
 
@@ -66,7 +70,7 @@ def test_recipe_is_an_axis_and_the_grid_wins_over_the_base(cache):
 @pytest.mark.parametrize(
     ("grid", "said"),
     [
-        ({"colour": [1]}, r"found the setting 'colour', expected one of recipe, aligner, prompt_length"),
+        ({"colour": [1]}, r"unknown setting 'colour' for method spaner"),
         ({"seed": []}, r"the list for seed is empty; give at least one value"),
         ({"prompt_length": [2, 0]}, r"prompt_length is 0; expected .* use prompt_length=1"),
     ],
@@ -123,7 +127,7 @@ def test_stacked_cells_write_the_same_files_with_the_same_numbers_within_roundin
 )
 def test_only_cells_of_one_shape_are_stacked(cache, most, sizes):
     cells = plan(cache, {"prompt_length": [1, 3], "lam": [0.1, 1.0, 3.0]}, BASE)
-    stacks = list(sweeps._stacks(cells, most))
+    stacks = list(cells_._stacks(cells, most))
     assert [len(members) for members in stacks] == sizes
     assert sorted(cell.key for members in stacks for cell in members) == sorted(cell.key for cell in cells)
     assert all(len({cell.config.prompt_length for cell in members}) == 1 for members in stacks)
@@ -191,52 +195,76 @@ def test_a_cell_that_cannot_be_built_does_not_fail_its_stack(tmp_path):
 # --- what is shared ---
 
 
-def what_arrived(arrays: dict[str, Any], table: Path) -> dict[str, Any]:
-    """Runs in a worker: how the features got there, and whether the rows of a table are a map of its file."""
-    x = arrays["x"]
-    with Path("/proc/self/maps").open() as maps:
-        _ = next(caches.open(table).table("image/test").stream(8))
-        mapped = {line.split(maxsplit=5)[-1].strip() for line in maps if "/" in line}
-    return {
-        "pid": os.getpid(),
-        "file": getattr(x, "filename", None),
-        "same": torch.from_numpy(x).flatten(0, 1).data_ptr() == x.ctypes.data,
-        "mapped": mapped,
-    }
+def test_cells_that_share_their_rows_load_them_once(cache, tmp_path, monkeypatch):
+    loaded = []
+    real = cells_.task
+    monkeypatch.setattr(cells_, "task", lambda *a: loaded.append(a[1].shots) or real(*a))
+    monkeypatch.setattr(cells_, "_kept", {})
+    sweep(cache, {"shots": [1, 2], "seed": [1, 2, 3]}, BASE, tmp_path, workers=1)
+    assert sorted(loaded) == [1, 2]
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see what a process maps")
-def test_features_are_mapped_once_by_workers_that_stay(tmp_path):
-    """Over a megabyte of features, six jobs, two workers: one file, no copy, no worker started twice."""
-    rng = np.random.default_rng(0)
-    with caches.create(tmp_path / "big", "big", ["a", "b"]) as big:
-        rows = rng.normal(size=(2111, 2, 89)).astype(np.float32)
-        labels = np.arange(2111) % 2
-        for split in ("train", "test"):
-            big.add("image", split, rows, labels, encoder=clip_like.spec("image", dim=89))
-        texts = rng.normal(size=(2, 3, 89)).astype(np.float32)
-        big.add("text", "mined", texts, np.arange(2), encoder=clip_like.spec("text", dim=89))
-    arrays = sweeps._arrays(caches.open(tmp_path / "big"), TrainConfig())
-    assert not isinstance(arrays, CacheError)
-    jobs = (joblib.delayed(what_arrived)(arrays, tmp_path / "big") for _ in range(6))
-    seen = [worker for worker in sweeps._pool(2, "loky")(jobs) if worker is not None]
-    assert len(seen) == 6
-    assert len({worker["file"] for worker in seen}) == 1, "dumped once"
-    assert seen[0]["file"], "a memory map, not a copy"
-    assert len({worker["pid"] for worker in seen} - {os.getpid()}) <= 2, "workers are used again"
-    assert all(worker["same"] for worker in seen), "the tensor lies on the map"
-    assert all(any("/big/" in name for name in worker["mapped"]) for worker in seen), "tables are mapped too"
+PARENT = """
+import sys, spaner
+base = {"heads": 4, "epochs": 3, "device": "cpu"}
+spaner.sweep(sys.argv[1], {"seed": list(range(1, 400))}, base, sys.argv[2], workers=2)
+"""
+
+
+def children(pid: int) -> set[int]:
+    """Processes below this one, at any depth."""
+    found, todo = set(), [pid]
+    while todo:
+        for task in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
+            new = {int(word) for word in task.read_text().split()} - found
+            found |= new
+            todo += new
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to see who lives")
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
+def test_a_killed_parent_leaves_no_worker_behind(cache, tmp_path, how):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(cache.path), str(tmp_path)], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not any((tmp_path / "cells").glob("*.json")):
+            assert parent.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = children(parent.pid)
+        assert len(workers) >= 2
+        parent.send_signal(how)
+        parent.wait(60)
+        deadline = time.monotonic() + 60
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [pid for pid in workers if alive(pid)]
+    finally:
+        parent.kill()
+        parent.wait()
 
 
 class Dies:
-    """An array of a cell whose arrival kills the worker, as the system does when memory is short."""
+    """What arrives with a cell and kills the worker, as the system does when memory is short."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os._exit, (9,)
 
 
 def test_a_dead_worker_is_one_line_and_finished_cells_stay(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeps, "_arrays", lambda *_: {"x": Dies()})
+    monkeypatch.setattr(cells_, "_frozen", lambda *_: Dies())
     with pytest.raises(RunError, match=r"a worker process .* died .* --workers 1"):
         sweep(cache, {"seed": [1, 2]}, BASE, tmp_path, workers=2)
 

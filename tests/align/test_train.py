@@ -12,10 +12,11 @@ import torch
 
 from spaner import cache as caches
 from spaner.align.methods import loop
+from spaner.align.methods import task as data
 from spaner.align.score.evaluate import evaluate
-from spaner.align.train import task as data
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
+from spaner.align.train.task import task as load
 from spaner.device import device_of
 from spaner.errors import RecipeError, RunError
 
@@ -170,7 +171,7 @@ def test_history_and_progress(cache):
     ],
 )
 def test_batches_cover_everything_and_none_has_one_sample(samples, bounds):
-    assert loop._batch_bounds(samples, 4) == bounds
+    assert loop.batch_bounds(samples, 4) == bounds
 
 
 def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypatch):
@@ -183,7 +184,7 @@ def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypa
     step = loop._step
     monkeypatch.setattr(loop, "_step", watch)
     fit(cache, **changed({"epochs": 1}))
-    task = data.task(cache, TrainConfig())
+    task = load(cache, TrainConfig())
     x, text, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
     rows = (task.x.flatten(0, 1) @ x.T).argmax(0)
     assert sorted(rows.tolist()) == list(range(2 * len(task.x)))
@@ -200,7 +201,7 @@ def test_learning_rate_falls_to_zero_along_a_cosine():
 
 def test_a_single_sample():
     with pytest.raises(RunError, match=r"training needs at least 2 samples, found 1; draw more shots"):
-        loop._batch_bounds(1, 4)
+        loop.batch_bounds(1, 4)
 
 
 def test_loss_that_is_not_finite(cache):

@@ -10,35 +10,35 @@ negatives.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spaner.align.methods.task import Task
 from spaner.device import fast_products, keep_freed_memory, precision_of, threads
 from spaner.errors import RunError
 from spaner.progress import Progress
+from spaner.settings import check, option
 
 Step = Callable[[float, dict[str, Tensor], Tensor], dict[str, Tensor]]
 """(share of the initial learning rate, batch, labels) -> named losses, after one update."""
 
 
-class Settings(Protocol):
-    """What the loop reads of a configuration."""
+@dataclass(frozen=True)
+class Loop:
+    """The loop's settings, for methods that are trained by it."""
 
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
+    epochs: int = option(30, "Passes over all rows and views.", low=1, axis="epoch_counts")
+    batch_size: int = option(256, "Samples per step B.", low=2)
+    lr: float = option(
+        1e-3, "AdamW's initial learning rate; falls to zero along a cosine.", low=1e-12, stacks=True
+    )
+    weight_decay: float = option(0.01, "Weight decay.", low=0, stacks=True)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,26 @@ class Pairs:
         return self.start[self.labels] + (chance * count).long()
 
 
+def pairs_of(task: Task) -> Pairs:
+    """Every view of every sample, and the texts of its class in all templates as its partners."""
+    classes, templates = task.text.shape[:2]
+    return Pairs(
+        modality=task.modality,
+        x=task.x.flatten(0, 1),
+        labels=task.labels.repeat_interleave(task.x.shape[1]),
+        partner="text",
+        pool=task.text.flatten(0, 1),
+        start=torch.arange(classes) * templates,
+        count=torch.full((classes,), templates),
+    )
+
+
 def optimise(
-    model: nn.Module, pairs: Pairs, settings: Settings, device: torch.device, progress: Progress | None = None
+    model: nn.Module, pairs: Pairs, settings: Any, device: torch.device, progress: Progress | None = None
 ) -> list[dict[str, float]]:
     """Minimise ``model.loss`` over its parameters that take a gradient.
+
+    `settings` has the fields of `Loop`, `seed` and `precision`.
 
     Returns:
         The mean of every named loss and the last learning rate, per epoch.
@@ -93,12 +109,12 @@ def optimise(
     return history
 
 
-def batch_numbers(pairs: Pairs, settings: Settings) -> int:
+def batch_numbers(pairs: Pairs, settings: Any) -> int:
     """How many numbers a batch of one modality holds: it decides what is worth which arithmetic."""
     return min(len(pairs.x), settings.batch_size) * pairs.x.shape[1]
 
 
-def draws(pairs: Pairs, settings: Settings) -> Iterator[Int[Tensor, "3 M"]]:
+def draws(pairs: Pairs, settings: Any) -> Iterator[Int[Tensor, "3 M"]]:
     """For every epoch the row of a sample, its partner's row in the pool, and its class, in order of use."""
     generator = torch.Generator().manual_seed(settings.seed)
     for _ in range(settings.epochs):
@@ -108,7 +124,7 @@ def draws(pairs: Pairs, settings: Settings) -> Iterator[Int[Tensor, "3 M"]]:
 
 
 def passes(
-    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Settings, device: torch.device, step: Step
+    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Any, device: torch.device, step: Step
 ) -> Iterator[tuple[dict[str, Float[Tensor, "*K"]], float]]:
     """Take all steps of every epoch; after each epoch the means of the losses and the last share of the rate.
 
@@ -127,10 +143,10 @@ def passes(
 
 
 def _passes(
-    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Settings, device: torch.device, step: Step
+    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Any, device: torch.device, step: Step
 ) -> Iterator[tuple[dict[str, Float[Tensor, "*K"]], float]]:
     x, pool = pairs.x.to(device), pairs.pool.to(device)
-    bounds = _batch_bounds(len(x), settings.batch_size)
+    bounds = batch_bounds(len(x), settings.batch_size)
     fractions = _cosine(1.0, settings.epochs * len(bounds))
     keep_freed_memory(device)
     for order in drawn:
@@ -170,7 +186,7 @@ def _step(
     return terms
 
 
-def _batch_bounds(samples: int, batch_size: int) -> list[tuple[int, int]]:
+def batch_bounds(samples: int, batch_size: int) -> list[tuple[int, int]]:
     """(start, stop) of the batches. A single sample left over joins the batch before it."""
     if samples < 2:
         raise RunError(
@@ -186,7 +202,7 @@ def _cosine(lr: float, steps: int) -> Iterator[float]:
     return (lr * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps))
 
 
-def check_finite(means: dict[str, float], settings: Settings) -> None:
+def check_finite(means: dict[str, float], settings: Any) -> None:
     if not all(map(math.isfinite, means.values())):
         raise RunError(
             f"the loss is {means['loss']} in epoch {means['epoch']:.0f} of {settings.epochs}; "

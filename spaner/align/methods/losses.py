@@ -25,17 +25,17 @@ def contrastive(
     b: Float[Tensor, "B E"],
     logit_scale: float | Float[Tensor, ""],
     *,
-    direction: Literal["both", "image", "text"] = "both",
+    direction: Literal["both", "first", "second"] = "both",
     labels: Int[Tensor, " B"] | None = None,
     present: Bool[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross entropy over logit_scale * cos(a, b); row i of `a` belongs to row i of `b`.
 
     Args:
-        a: vectors of the first modality (image), of any length.
-        b: vectors of the second (text).
+        a: vectors of the first modality, of any length.
+        b: vectors of the second.
         logit_scale: 1 / temperature.
-        direction: who asks. "image": each a among all b; "text": each b among all a; "both": the mean.
+        direction: who asks. "first": each a among all b; "second": each b among all a; "both": the mean.
         labels: classes of the pairs. Given, every pair of equal class is a positive and the target is spread
             evenly over them (multi-positive); absent, only the diagonal is.
         present: pairs that exist; the others neither ask nor are asked. Absent: all. 0 where none exists.
@@ -43,7 +43,7 @@ def contrastive(
     Example: a = b = the 2 x 2 identity, scale 1 -> log(1 + exp(-1)) = 0.3133.
     """
     logits = F.linear(logit_scale * F.normalize(a, dim=1), F.normalize(b, dim=1))
-    asked = {"image": (1,), "text": (0,), "both": (1, 0)}[direction]  # the axis of the candidates
+    asked = {"first": (1,), "second": (0,), "both": (1, 0)}[direction]  # the axis of the candidates
     total = sum((_cross_entropy(logits, axis, labels, present) for axis in asked), logits.new_zeros(()))
     return total / len(asked)
 

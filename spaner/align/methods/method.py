@@ -1,23 +1,29 @@
-"""What can be trained, by name: alignment methods and the aligners that SPANER is made of.
+"""The seam of methods: what each must offer, what it may offer, and the registry that finds it by name.
 
-A registry entry is "module:attribute", the syntax of a Python entry point, and nothing is imported before it
-is asked for. A package adds a method through the entry-point group `spaner.methods`, an aligner through
-`spaner.aligners`. Names defined here win.
+A method is one class in one file and one line in `METHODS`. The class is what fitting returns: it has a
+frozen dataclass `Settings` (see `spaner.settings`), is fitted from a `Task`, answers a `Query` with scores,
+and comes back from its tensors without its training data. What only some can do is a protocol of its own,
+which callers ask for with isinstance: `Space`, `Prior`, `Tunable`, `Extendable`, `Stackable`. A package adds
+a method through the entry-point group `spaner.methods`, an aligner through `spaner.aligners`.
 """
 
-import difflib
-from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
+from spaner import registry
 from spaner.errors import RecipeError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-METHODS = {"spaner": "spaner.align.methods.spaner:Spaner"}
+    from spaner.align.methods.task import Facts, Query, Task, Tools
+
+METHODS = {
+    "linear_probe": "spaner.align.methods.linear_probe:LinearProbe",
+    "spaner": "spaner.align.methods.spaner:Spaner",
+    "zero_shot": "spaner.align.methods.zero_shot:ZeroShot",
+}
 
 ALIGNERS = {
     "attention": "spaner.align.methods.attention:AttentionAligner",
@@ -26,25 +32,108 @@ ALIGNERS = {
 
 
 @runtime_checkable
-class Method(Protocol):
-    """A `torch.nn.Module` that learns to align modalities; `align.train` minimises its loss.
+class Fitted(Protocol):
+    """A fitted method, and how to make one.
 
-    `build` is a classmethod that makes the untrained module from plain facts, so that a checkpoint can be
-    rebuilt without its training data: the configuration, the embedding width of each modality, the scale of
-    the logits.
+    Attributes:
+        Settings: the method's own settings, a frozen dataclass of `settings.option` fields.
+        training: defaults of the loop's settings (`loop.Loop`) that differ; None: the method has no loop.
+        reads_query: False for a head that answers the same whatever it is asked: it has no semantic score.
+        logit_scale: how many units of `scores` one unit of cosine is; ties are judged in cosines.
+        history: what `fit` recorded, an entry per epoch; empty for a closed form.
     """
 
-    @classmethod
-    def build(cls, config: Any, widths: Mapping[str, int], logit_scale: float) -> Any: ...
+    Settings: ClassVar[type]
+    training: ClassVar[Mapping[str, Any] | None]
+    reads_query: ClassVar[bool]
+    logit_scale: float
+    history: list[dict[str, float]]
 
-    def loss(
-        self, batch: "Mapping[str, Float[Tensor, 'B D']]", labels: "Int[Tensor, ' B']"
-    ) -> "dict[str, Float[Tensor, '']]":
-        """Named scalars of one batch; "loss" is the one to minimise, the others are recorded."""
+    @classmethod
+    def fit(cls, task: "Task", settings: Any, tools: "Tools") -> Self:
+        """Learn from the task. `settings` has the fields of `Settings`, `Loop` and `config.Common`."""
         ...
+
+    def scores(self, x: "Float[Tensor, 'N D']", query: "Query") -> "Float[Tensor, 'N C']":
+        """A score for each class of the query; `x` are unit vectors of the frozen encoder."""
+        ...
+
+    def state(self) -> "dict[str, Tensor]":
+        """Everything that was learned, as tensors by name."""
+        ...
+
+    @classmethod
+    def restore(cls, state: "Mapping[str, Tensor]", settings: Any, facts: "Facts") -> Self:
+        """The inverse of `state`; RunError if a tensor is missing, too many, or of another shape."""
+        ...
+
+
+@runtime_checkable
+class Space(Protocol):
+    """Embeds modalities into one space: only then are there cosines, margins, curves and retrieval."""
 
     def embed(self, modality: str, x: "Float[Tensor, 'N D']") -> "Float[Tensor, 'N E']":
         """Embeddings of the frozen encoder -> unit vectors of the shared space."""
+        ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """A space whose scores are more than cosines: a head on the frozen embeddings joins them."""
+
+    prior_weight: float
+    """0 where nothing is added."""
+
+    def prior_scores(self, x: "Float[Tensor, 'N D']", query: "Query") -> "Float[Tensor, 'N C']":
+        """What is added to `logit_scale` times the cosine."""
+        ...
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """Settings that can be changed after fitting: choosing them costs no refit."""
+
+    tuned: ClassVar[tuple[str, ...]]
+    """Settings with a grid that `tune` tries; the others are refitted for every value."""
+
+    def tune(
+        self, x: "Float[Tensor, 'N D']", query: "Query", grids: Mapping[str, tuple[Any, ...]]
+    ) -> "Iterator[tuple[dict[str, Any], Float[Tensor, 'N C']]]":
+        """Every combination of the grids, and the scores that it would give."""
+        ...
+
+    def tuned_to(self, choice: Mapping[str, Any]) -> Self:
+        """The same fit with other values of `tuned`."""
+        ...
+
+
+@runtime_checkable
+class Extendable(Protocol):
+    """A modality can join without moving what was trained."""
+
+    def joined(self, modality: str, width: int, seed: int) -> Self:
+        """A copy with one more modality (trained anew where it is known), whose parameters alone take a
+        gradient."""
+        ...
+
+
+@runtime_checkable
+class Stackable(Protocol):
+    """Models that differ in numbers alone can be trained as one tensor program (`train.stack`)."""
+
+    @classmethod
+    def build(cls, settings: Any, facts: "Facts") -> Self:
+        """The untrained model."""
+        ...
+
+    def stacked_numbers(self) -> dict[str, float]:
+        """Keyword arguments of `loss` in which the models may differ."""
+        ...
+
+    def loss(
+        self, batch: "Mapping[str, Float[Tensor, 'B D']]", labels: "Int[Tensor, ' B']", **numbers: Any
+    ) -> "dict[str, Float[Tensor, '']]":
+        """Named scalars of one batch; "loss" is the one to minimise."""
         ...
 
 
@@ -65,29 +154,9 @@ class Aligner(Protocol):
 
 def method(name: str) -> Any:
     """The method of that name; RecipeError if there is none."""
-    return _load(METHODS, "method", name)
+    return registry.load(METHODS, "method", name, RecipeError)
 
 
 def aligner(name: str) -> Any:
     """The aligner class of that name; RecipeError if there is none."""
-    return _load(ALIGNERS, "aligner", name)
-
-
-def check_name(kind: str, name: str) -> None:
-    """RecipeError unless `name` is a registered `kind` ("method" or "aligner"); imports nothing."""
-    names = sorted(_known(METHODS if kind == "method" else ALIGNERS, kind))
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0) or names
-        raise RecipeError(
-            f"{kind} is {name!r}; expected one of {', '.join(names)}; did you mean {kind}={near[0]}?"
-        )
-
-
-def _load(registry: dict[str, str], kind: str, name: str) -> Any:
-    check_name(kind, name)
-    module, attribute = _known(registry, kind)[name].split(":")
-    return getattr(import_module(module), attribute)
-
-
-def _known(registry: dict[str, str], kind: str) -> dict[str, str]:
-    return {entry.name: entry.value for entry in entry_points(group=f"spaner.{kind}s")} | registry
+    return registry.load(ALIGNERS, "aligner", name, RecipeError)

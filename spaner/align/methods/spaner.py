@@ -12,11 +12,10 @@ Where the paper contradicts itself or is silent, the default is what measured be
 an option:
 
     what x attends to      [x; S] (eq. 1)                 attend="prompt": S alone ("each x attends only to
-    S")
-    pooled tokens          [x'; S'] (Algorithm 2)         pool="input": [x; S] (eq. 3 as printed)
+    S") pooled tokens          [x'; S'] (Algorithm 2)         pool="input": [x; S] (eq. 3 as printed)
     projection input       x' + x (eq. 2)                 project="input": x (Algorithm 2 as printed)
     targets                diagonal (Algorithm 1)         targets="class": all pairs of a class
-    loss direction         mean of both                   direction="image" or "text"
+    loss direction         mean of both                   direction="image" or "text": who asks
     prompt                 N(0, 0.02^2)                   prompt_std; N(0, 1) collapses training
     logit scale            the encoder's own, fixed       any number
 
@@ -24,11 +23,12 @@ Differs from the reference in: `init="identity"` and `blend` (the recipe "anchor
 blend beta > 0, f <- normalise((1 - beta) normalise(f) + beta x) at inference; training never sees it.
 """
 
-import inspect
+import copy
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,48 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spaner.align.methods import method as methods
+from spaner.align.methods.loop import optimise, pairs_of
 from spaner.align.methods.losses import collision_rate, contrastive
+from spaner.align.methods.state import load_tensors, module_tensors
+from spaner.align.methods.task import Facts, Query, Task, Tools
 from spaner.errors import RecipeError
+from spaner.registry import check as check_name
+from spaner.settings import check, option
+
+
+@dataclass(frozen=True)
+class Settings:
+    """SPANER's own settings; the letters are the paper's."""
+
+    prompt_length: int = option(2, "Prompt tokens P, shared by all modalities.", low=1)
+    prompt_std: float = option(0.02, "Standard deviation of the initial prompt; 1 collapses training.", low=0)
+    aligner: str = option("attention", "Aligner of each modality: attention or hyena.")
+    heads: int = option(8, "Attention heads H; must divide the embedding width.", low=1, axis="head_counts")
+    out_dim: int | None = option(None, "Width E of the shared space; default: the embedding width.", low=1)
+    attend: Literal["all", "prompt"] = option(
+        "all", "What x attends to: itself and the prompt, or the prompt alone."
+    )
+    pool: Literal["output", "input"] = option(
+        "output", "Tokens under the maximum (eq. 3): [x'; S'] or [x; S]."
+    )
+    project: Literal["residual", "input"] = option("residual", "What is projected (eq. 2): x' + x, or x.")
+    init: Literal["random", "identity"] = option("random", "Initial aligners; identity starts at f = x.")
+    blend: float = option(
+        0.0,
+        "Share of the frozen embedding in the result (beta), at inference only.",
+        low=0,
+        high=1,
+        stacks=True,
+    )
+    lam: float = option(1.0, "Weight of the loss on pooled tokens (lambda).", low=0, stacks=True)
+    direction: str = option("both", "Who asks in the contrastive losses: both, or a modality by name.")
+    targets: Literal["diagonal", "class"] = option(
+        "diagonal", "Positives: the pair itself, or all of its class.", axis="target_kinds"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_name(methods.ALIGNERS, "aligner", self.aligner, RecipeError)
 
 
 class Spaner(nn.Module):
@@ -47,16 +87,17 @@ class Spaner(nn.Module):
         widths: embedding width of each modality. The first decides D, the width of the prompt.
         logit_scale: 1 / temperature of both losses.
         seed: of the initial weights; torch's global generator is neither read nor moved.
-        aligner: name of a registered aligner; `attend`, `pool`, `project` are handed to it.
-        out_dim: E; default D.
-        lam: weight lambda of L_CA.
+        newcomers: modalities that joined a trained core. Their embeddings mean nothing in the core's frozen
+            space, so they neither start at the identity nor are blended.
+        **options: fields of `Settings`.
 
     Raises:
         RecipeError: heads that do not divide D; identity start or blend with E != D.
     """
 
-    NUMBERS = ("lam", "logit_scale")
-    """What `loss` takes as tensors too, so that models which differ in it can be trained as one."""
+    Settings: ClassVar[type] = Settings
+    training: ClassVar[Mapping[str, Any] | None] = {}
+    reads_query: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -64,56 +105,72 @@ class Spaner(nn.Module):
         *,
         logit_scale: float,
         seed: int = 1,
-        prompt_length: int = 2,
-        prompt_std: float = 0.02,
-        aligner: str = "attention",
-        heads: int = 8,
-        out_dim: int | None = None,
-        attend: Literal["all", "prompt"] = "all",
-        pool: Literal["output", "input"] = "output",
-        project: Literal["residual", "input"] = "residual",
-        init: Literal["random", "identity"] = "random",
-        blend: float = 0.0,
-        lam: float = 1.0,
-        direction: Literal["both", "image", "text"] = "both",
-        targets: Literal["diagonal", "class"] = "diagonal",
+        newcomers: tuple[str, ...] = (),
+        **options: Any,
     ) -> None:
         super().__init__()
+        self.own, self.logit_scale, self.newcomers = Settings(**options), logit_scale, set(newcomers)
+        self.history: list[dict[str, float]] = []
         self.dim = next(iter(widths.values()))
-        self.out_dim = self.dim if out_dim is None else out_dim
-        if blend and self.out_dim != self.dim:
+        self.out_dim = self.own.out_dim or self.dim
+        if self.own.blend and self.out_dim != self.dim:
             raise RecipeError(
-                f"blend={blend} mixes embeddings of width {self.dim} into a space of width {self.out_dim}; "
-                f"use out_dim={self.dim} or blend=0"
+                f"blend={self.own.blend} mixes embeddings of width {self.dim} into a space of width "
+                f"{self.out_dim}; use out_dim={self.dim} or blend=0"
             )
-        self.logit_scale, self.blend, self.lam = logit_scale, blend, lam
-        self.direction, self.targets, self.init = direction, targets, init
-        self._aligner = aligner, {"heads": heads, "attend": attend, "pool": pool, "project": project}
         with _own_randomness(seed, "prompt"):
-            self.prompt = nn.Parameter(torch.randn(prompt_length, self.dim) * prompt_std)
+            self.prompt = nn.Parameter(torch.randn(self.own.prompt_length, self.dim) * self.own.prompt_std)
         self.aligners, self.inputs = nn.ModuleDict(), nn.ModuleDict()
-        self.newcomers: set[str] = set()
         for modality, width in widths.items():
             self._add(modality, width, seed)
 
     @classmethod
-    def build(cls, config: Any, widths: Mapping[str, int], logit_scale: float) -> "Spaner":
-        """From a `TrainConfig` and facts of the data (see `methods.Method`)."""
-        names = set(inspect.signature(cls).parameters) - {"widths", "logit_scale"}
-        return cls(widths, logit_scale=logit_scale, **{name: getattr(config, name) for name in names})
+    def build(cls, settings: Any, facts: Facts) -> Self:
+        """The untrained model of a configuration."""
+        own = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
+        return cls(
+            facts.widths,
+            logit_scale=facts.logit_scale,
+            seed=settings.seed,
+            newcomers=facts.newcomers,
+            **own,
+        )
 
-    def join(self, modality: str, width: int, seed: int) -> None:
-        """Let a modality join the trained core. Its embeddings mean nothing in the core's frozen space, so it
-        neither starts at the identity nor is it blended."""
-        self.newcomers.add(modality)
-        self._add(modality, width, seed)
+    @classmethod
+    def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
+        """Every sample and view once an epoch, each with a text of its class in a random template."""
+        model = cls.build(settings, task.facts()).to(tools.device)
+        model.history = optimise(model, pairs_of(task), settings, tools.device, tools.progress)
+        return model.cpu().eval()
+
+    def state(self) -> dict[str, Tensor]:
+        """Prompt, aligners, projections and input maps."""
+        return module_tensors(self)
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
+        """The inverse of `state`."""
+        return load_tensors(cls.build(settings, facts), state).eval()
+
+    def joined(self, modality: str, width: int, seed: int) -> Self:
+        """A copy that one modality joins; nothing but its aligner and input map takes a gradient."""
+        model = copy.deepcopy(self).train()
+        model.requires_grad_(requires_grad=False)
+        for parts in (model.aligners, model.inputs):
+            if modality in parts:
+                del parts[modality]
+        model.newcomers.add(modality)
+        model._add(modality, width, seed)
+        return model
 
     def _add(self, modality: str, width: int, seed: int) -> None:
         """Give a modality its aligner, and a map from `width` into D where they differ."""
-        name, options = self._aligner
+        own = self.own
         with _own_randomness(seed, modality):
-            aligner = methods.aligner(name)(self.dim, self.out_dim, **options)
-            if self.init == "identity" and modality not in self.newcomers:
+            aligner = methods.aligner(own.aligner)(
+                self.dim, self.out_dim, heads=own.heads, attend=own.attend, pool=own.pool, project=own.project
+            )
+            if own.init == "identity" and modality not in self.newcomers:
                 aligner.start_at_identity()
             self.aligners[modality] = aligner
             if width != self.dim:
@@ -131,6 +188,10 @@ class Spaner(nn.Module):
         """f (eq. 2) and z (eq. 3), neither normalised."""
         return self.aligners[modality](self.tokens(modality, x), self.prompt)
 
+    def stacked_numbers(self) -> dict[str, float]:
+        """What `loss` takes as tensors too, so that models which differ in it can be trained as one."""
+        return {"lam": self.own.lam, "logit_scale": self.logit_scale}
+
     def loss(
         self,
         batch: Mapping[str, Float[Tensor, "B M"]],
@@ -139,14 +200,14 @@ class Spaner(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """L, its two terms, and the share of samples whose class occurs twice. `batch` holds two modalities.
 
-        `numbers` replace those of `NUMBERS` by tensors: models that are trained as one have each their own.
+        `numbers` replace those of `stacked_numbers` by tensors: models trained as one have each their own.
         """
-        lam, scale = numbers.get("lam", self.lam), numbers.get("logit_scale", self.logit_scale)
+        lam, scale = numbers.get("lam", self.own.lam), numbers.get("logit_scale", self.logit_scale)
         (f1, z1), (f2, z2) = (self(modality, x) for modality, x in batch.items())
         exact = torch.promote_types(f1.dtype, torch.float32)  # bfloat16 would round cosines to 1/256
         with torch.autocast(f1.device.type, enabled=False):
-            positives = labels if self.targets == "class" else None
-            options = {"direction": self.direction, "labels": positives}
+            positives = labels if self.own.targets == "class" else None
+            options = {"direction": self._asks(list(batch)), "labels": positives}
             align = contrastive(f1.to(exact), f2.to(exact), scale, **options)
             pooled = contrastive(z1.to(exact), z2.to(exact), scale, **options)
         return {
@@ -156,13 +217,32 @@ class Spaner(nn.Module):
             "collision_rate": collision_rate(labels),
         }
 
+    def _asks(self, modalities: list[str]) -> Literal["both", "first", "second"]:
+        """Which side of a pair asks. A modality named by `direction` that is not in the pair asks nothing, so
+        both sides do: what joins later is trained like the rest."""
+        wanted = self.own.direction
+        if wanted == "both" or (wanted not in modalities and wanted in self.aligners):
+            return "both"
+        if wanted not in modalities:
+            raise RecipeError(
+                f"direction is {wanted!r}, and the run knows {', '.join(self.aligners)}; "
+                "expected both or one of them; use direction=both"
+            )
+        return "first" if wanted == modalities[0] else "second"
+
     def embed(self, modality: str, x: Float[Tensor, "N M"]) -> Float[Tensor, "N E"]:
         """Unit vectors of the shared space, the frozen embedding of the core's modalities blended in."""
         x = self.tokens(modality, x)
         f = F.normalize(self.aligners[modality](x, self.prompt)[0], dim=1)
-        if not self.blend or modality in self.newcomers:
+        if not self.own.blend or modality in self.newcomers:
             return f
-        return F.normalize((1 - self.blend) * f + self.blend * x, dim=1)
+        return F.normalize((1 - self.own.blend) * f + self.own.blend * x, dim=1)
+
+    def scores(self, x: Float[Tensor, "N M"], query: Query) -> Float[Tensor, "N C"]:
+        """Scaled cosines to the class vectors, the mean over templates of the embedded texts."""
+        modality = next(iter(self.aligners))
+        classes = torch.stack([self.embed("text", t) for t in query.texts.x.unbind(1)]).mean(0)
+        return self.logit_scale * self.embed(modality, x) @ F.normalize(classes, dim=1).T
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from spaner.align.paper.image_text import quantiles
 from spaner.align.paper.reproduce import Line, Outcome, Setup, Spread, cores, extract_command
 from spaner.align.report.figures import cdf_figure
 from spaner.align.score import metrics
-from spaner.align.score.evaluate import QUERIES, class_vectors, embedded, tested_table
+from spaner.align.score.evaluate import asking, class_vectors, embedded, tested_table
 from spaner.align.score.retrieval import retrieval
 from spaner.align.train import run as checkpoint
 from spaner.align.train.config import ExtendConfig
@@ -123,7 +123,7 @@ def heard(run: Run, cache: caches.Cache, tests: Sequence[str]) -> Heard:
     tables = [cache.table(f"audio/{name}") for name in tests]
     x, labels = np.concatenate([rows for rows, _ in parts]), np.concatenate([each for _, each in parts])
     ids = [f"{table.name}/{name}" for table in tables for name in table.ids[table.ok]]
-    texts = {kind: class_vectors(run, cache, name) for kind, name in QUERIES.items()}
+    texts = {kind: class_vectors(run, cache, name) for kind, name in asking(cache).items()}
     images, image_labels = embedded(run, cache, tested_table(cache, None))
     classes = np.arange(len(cache.class_names))
     found = {kind: metrics.match(x, texts[kind], labels, cache.class_names) for kind in texts}
@@ -214,7 +214,7 @@ def examples(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
     longer = joined(run, cache, split, SHOTS[-1], setup)
     longer.cache = cache.path
     found = heard(longer, cache, split.tests)
-    answers = top(found, class_vectors(longer, cache, QUERIES["semantic"]), cache.class_names)
+    answers = top(found, class_vectors(longer, cache, asking(cache)["semantic"]), cache.class_names)
     chosen = _drawn(answers, right=True) + _drawn(answers, right=False)
     columns = {"semantic": "percent"}
     return Outcome(

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from spaner.align.report.run import Entry
-from spaner.align.train import sweep
-from spaner.align.train.config import ExtendConfig, TrainConfig
+from spaner.align.train.config import ExtendConfig, TrainConfig, parts_of
 from spaner.errors import RecipeError
+from spaner.settings import axes
 
 
 def origin(entry: Entry, *, frozen: bool = False) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def train_command(entry: Entry) -> str:
 
 def sweep_command(cells: Sequence[dict[str, Any]]) -> str:
     """What to type to run a sweep again; CACHE is the one whose tables have the hashes given beside it."""
-    option = {setting: name.replace("_", "-") for name, setting in sweep.AXES.items()}
+    kinds = [kind for cell in cells for kind in parts_of(cell["config"].get("method", "spaner"))]
+    option = {setting: name.replace("_", "-") for name, setting in axes(*kinds).items()}
     lists: dict[str, dict[str, None]] = {}
     for cell in cells:
         for setting, value in cell["varied"].items():

@@ -141,7 +141,7 @@ def _entry(
         tested = (run.metrics or {}).get("tested", {})
         table = evaluate.tested_table(opened, split or tested.get("table"))
         _check_tables(run, opened)
-        for needed in (table, *evaluate.QUERIES.values()):
+        for needed in (table, *evaluate.asking(opened).values()):
             run.check(opened.table(needed).manifest)
         bench = _bench(run, opened, table, benches)
         aligned = _measured(run, opened, table, _sides(run, opened, table))
@@ -193,12 +193,12 @@ def _check_recorded(run: Run, aligned: Measured) -> None:
 
 
 def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -> Bench:
-    names = (table, *evaluate.QUERIES.values())
+    names = (table, *evaluate.asking(cache).values())
     tables = {name: cache.table(name).manifest.sha256 for name in names}
     key = repr(tables)
     if key not in known:
         dims = {cache.table(name).dim for name in names}
-        sides = {table.split("/")[0]: [table], "text": [evaluate.QUERIES["semantic"]]}
+        sides = {table.split("/")[0]: [table], "text": [evaluate.asking(cache)["semantic"]]}
         frozen = _measured(evaluate.Frozen(), cache, table, sides) if len(dims) == 1 else None
         ok = cache.table(table).ok
         known[key] = Bench(
@@ -216,7 +216,7 @@ def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -
 
 def _sides(run: Run, cache: caches.Cache, table: str) -> dict[str, list[str]]:
     """Test tables by modality: the tested one, class names, and a newcomer's test rows or untrained folds."""
-    sides = {table.split("/")[0]: [table], "text": [evaluate.QUERIES["semantic"]]}
+    sides = {table.split("/")[0]: [table], "text": [evaluate.asking(cache)["semantic"]]}
     for record in run.extensions:
         modality, trained = record["config"]["modality"], record["config"]["split"]
         rest = [n for n in cache.tables() if n.startswith(f"{modality}/") and n != f"{modality}/{trained}"]

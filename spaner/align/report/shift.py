@@ -42,7 +42,7 @@ def shift_table(entries: Sequence[Entry], paths: Sequence[Path]) -> Table:
 
 def _score(entry: Entry, cache: caches.Cache, table: str) -> Number | None:
     try:
-        for needed in (table, *evaluate.QUERIES.values()):
+        for needed in (table, *evaluate.asking(cache).values()):
             entry.run.check(cache.table(needed).manifest)
         return _accuracy(entry.run, cache, table)
     except SpanerError as error:

@@ -167,7 +167,7 @@ def _groups(
 def _means(members: Sequence[Entry], numbers: Callable[..., dict[str, Number | None]]) -> list[Row]:
     alike: dict[str, list[Entry]] = {}
     for entry in members:
-        same = dataclasses.replace(entry.run.config, seed=0)
+        same = entry.run.config.replace(seed=0).to_json()
         key = repr((same, entry.run.draw, entry.run.tables, sorted(entry.run.widths)))
         alike.setdefault(key, []).append(entry)
     rows = []

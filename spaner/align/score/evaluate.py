@@ -1,7 +1,9 @@
 """Score a trained run, or the frozen encoder itself, on a table of any cache made with the same encoder.
 
-Text retrieval asks with "a photo of a {}." (table `text/vanilla`), semantic retrieval with the raw class name
-(`text/classname`); the gap is their difference in accuracy. Class names are those of the cache that is
+Text retrieval asks with "a photo of a {}." (table `text/vanilla`, or the data set's own words in
+`text/query`), semantic retrieval with the raw class name (`text/classname`); the gap is their difference in
+accuracy. A head that ignores what it is asked has an accuracy, no semantic one and no gap: None. A method
+without a space has no cosines: None. Class names are those of the cache that is
 scored, so a run can be tested on another data set. Rows whose extraction failed are left out and counted.
 
 Reads sealed caches, streams the table, and holds a few numbers per row. It never trains and never chooses
@@ -10,7 +12,7 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +21,8 @@ from jaxtyping import Float, Int
 
 from spaner import cache as caches
 from spaner.align.score import metrics, retrieval
+from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
 from spaner.errors import CacheError, DatasetError
-
-QUERIES = {"text": "text/vanilla", "semantic": "text/classname"}
-"""Which table asks, by kind of retrieval."""
 
 BLOCK = 4096
 """Rows embedded at once."""
@@ -37,6 +37,8 @@ class Space(Protocol):
 class Frozen:
     """The encoder's own space: every embedding as it is."""
 
+    has_space = True
+
     def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
         return metrics.unit(features, f"{modality} features")
 
@@ -50,7 +52,7 @@ def evaluate(
     """Text and semantic retrieval accuracy of a run, the frozen encoder's own beside them.
 
     Args:
-        run: a trained run (`embed`, `check`).
+        run: a trained run.
         cache: a cache, or its path.
         split: "image/test" or "test"; default `image/test` where there is one, else `image/val`.
         frozen: the result of `zero_shot` on the same table, where the caller has it already.
@@ -67,7 +69,7 @@ def evaluate(
     """
     opened = opened_cache(cache)
     name = tested_table(opened, split)
-    for needed in (name, *QUERIES.values()):
+    for needed in (name, *asking(opened).values()):
         run.check(opened.table(needed).manifest)
     found = matches(run, opened, name)
     return {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
@@ -77,25 +79,60 @@ def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dic
     """The frozen encoder's own result; None where the widths differ and there is no space to share."""
     opened = opened_cache(cache)
     name = tested_table(opened, split)
-    if len({opened.table(needed).dim for needed in (name, *QUERIES.values())}) > 1:
+    if len({opened.table(needed).dim for needed in (name, *asking(opened).values())}) > 1:
         return None
     return _result(matches(Frozen(), opened, name), opened, name)
 
 
-def matches(space: Space, cache: caches.Cache, name: str) -> dict[str, metrics.Match]:
-    """What every row found, by kind of retrieval: the material of intervals, curves and confusion."""
+def matches(run: Any, cache: caches.Cache, name: str) -> dict[str, metrics.Match]:
+    """What every row found, by kind of retrieval: the material of intervals, curves and confusion.
+
+    `run` is a trained run, or `Frozen`. A head that ignores the query has no entry "semantic".
+    """
     table = cache.table(name)
-    classes = {kind: class_vectors(space, cache, query) for kind, query in QUERIES.items()}
-    parts: dict[str, list[metrics.Match]] = {kind: [] for kind in QUERIES}
-    for features, labels in _embedded_blocks(space, table):
-        for kind, vectors in classes.items():
-            parts[kind].append(metrics.match(features, vectors, labels, cache.class_names))
-    if not parts["text"]:
+    parts = list(_space_matches(run, cache, table) if run.has_space else _head_matches(run, cache, table))
+    if not parts:
         raise DatasetError(
             f"no row of {name} can be scored: {table.rows:,} rows, all failed; expected at least 1; "
             f"see `spaner cache info {cache.path}`"
         )
-    return {kind: metrics.Match.join(found) for kind, found in parts.items()}
+    return {kind: metrics.Match.join([part[kind] for part in parts]) for kind in parts[0]}
+
+
+def _space_matches(run: Any, cache: caches.Cache, table: Any) -> Iterator[dict[str, metrics.Match]]:
+    """Cosines in the space decide, and what a prior adds to them."""
+    classes = {kind: class_vectors(run, cache, query) for kind, query in asking(cache).items()}
+    asked = queries(cache) if getattr(run, "has_prior", False) else {}
+    for features, labels in _blocks(table):
+        rows = run.embed(table.manifest.modality, features)
+        yield {
+            kind: metrics.match(
+                rows,
+                vectors,
+                labels,
+                cache.class_names,
+                added=run.prior(table.manifest.modality, features, asked[kind]) if asked else None,
+            )
+            for kind, vectors in classes.items()
+        }
+
+
+def _head_matches(run: Any, cache: caches.Cache, table: Any) -> Iterator[dict[str, metrics.Match]]:
+    """The method's scores decide; there are no cosines."""
+    asked = queries(cache)
+    kinds = tuple(asked) if run.model.reads_query else ("text",)
+    for features, labels in _blocks(table):
+        yield {
+            kind: metrics.match_scores(
+                run.scores(table.manifest.modality, features, asked[kind]), labels, cache.class_names
+            )
+            for kind in kinds
+        }
+
+
+def asking(cache: caches.Cache) -> dict[str, str]:
+    """The full name of the table that asks, by kind of retrieval."""
+    return {kind: f"text/{templates}" for kind, templates in query_sets(cache).items()}
 
 
 def evaluate_pair(run: Any, cache: caches.Cache | str | Path, query: str, target: str) -> dict[str, Any]:
@@ -123,7 +160,7 @@ def embedded(
     table = cache.table(name)
     if table.manifest.modality == "text":
         return class_vectors(space, cache, name), np.arange(len(cache.class_names))
-    parts = list(_embedded_blocks(space, table))
+    parts = [(space.embed(table.manifest.modality, x), labels) for x, labels in _blocks(table)]
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([labels for _, labels in parts])
 
 
@@ -148,38 +185,22 @@ def class_vectors(space: Space, cache: caches.Cache, name: str) -> Float[np.ndar
     return metrics.unit(classes, name)
 
 
-def tested_table(cache: caches.Cache, split: str | None) -> str:
-    """The full name of the table to score.
-
-    Raises:
-        CacheError: the cache has no such table.
-    """
-    if split is None:
-        return "image/test" if cache.has("image/test") or not cache.has("image/val") else "image/val"
-    return split if "/" in split else f"image/{split}"
-
-
-def opened_cache(cache: caches.Cache | str | Path) -> caches.Cache:
-    """The cache itself, opened where a path was given."""
-    return caches.open(Path(cache)) if isinstance(cache, str | Path) else cache
-
-
-def _embedded_blocks(space: Space, table: Any):
-    """(features (n, E), labels (n,)) of the good rows, block by block, centre view only."""
-    modality, ok = table.manifest.modality, table.ok
+def _blocks(table: Any) -> Iterator[tuple[Float[np.ndarray, "n D"], Int[np.ndarray, " n"]]]:
+    """Centre views and labels of the good rows, block by block."""
+    ok = table.ok
     for rows, features in table.stream(BLOCK):
         keep = ok[rows]
         if keep.any():
-            yield space.embed(modality, features[keep, 0].astype(np.float32)), table.labels[rows][keep]
+            yield features[keep, 0].astype(np.float32), table.labels[rows][keep]
 
 
 def _result(found: dict[str, metrics.Match], cache: caches.Cache, name: str) -> dict[str, Any]:
     table = cache.table(name)
-    scores = {kind: metrics.summary(match) for kind, match in found.items()}
-    labels = found["text"].labels
+    scores: dict[str, Any] = {kind: metrics.summary(match) for kind, match in found.items()}
+    text, semantic, labels = scores["text"], scores.setdefault("semantic", None), found["text"].labels
     return {
         **scores,
-        "gap": scores["text"]["accuracy"] - scores["semantic"]["accuracy"],
+        "gap": None if semantic is None else text["accuracy"] - semantic["accuracy"],
         "chance": metrics.chance(len(cache.class_names)),
         "ceiling": metrics.ceiling(labels, cache.class_names),
         "rows": len(labels),

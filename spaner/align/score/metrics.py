@@ -17,7 +17,7 @@ It does not load caches, embed or print.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,6 +31,11 @@ BLOCK = 1 << 21
 """Scores held at once by a blockwise computation (8 MB of float32: about one processor cache)."""
 
 
+def _none() -> Float[np.ndarray, " 0"]:
+    """What stands for cosines where there are none."""
+    return np.empty(0)
+
+
 @dataclass(frozen=True)
 class Match:
     """What N rows found among C classes; N-vectors, one entry per row.
@@ -38,23 +43,32 @@ class Match:
     `credit` is the strict score (0 … 1), `credit_by_name` counts every class of the right *name* as right.
     `positive` is the cosine to the row's own class, `hardest` and `negative` the largest and the mean cosine
     to classes of another name. `row_sum` and `target_sum` are sums over rows, from which the centred cosine
-    follows.
+    follows. All five are empty where scores
+    are no cosines.
     """
 
     labels: Int[np.ndarray, " N"]
     predicted: Int[np.ndarray, " N"]
     credit: Float[np.ndarray, " N"]
     credit_by_name: Float[np.ndarray, " N"]
-    positive: Float[np.ndarray, " N"]
-    hardest: Float[np.ndarray, " N"]
-    negative: Float[np.ndarray, " N"]
-    row_sum: Float[np.ndarray, " E"]
-    target_sum: Float[np.ndarray, " E"]
+    positive: Float[np.ndarray, " N"] = field(default_factory=_none)
+    hardest: Float[np.ndarray, " N"] = field(default_factory=_none)
+    negative: Float[np.ndarray, " N"] = field(default_factory=_none)
+    row_sum: Float[np.ndarray, " E"] = field(default_factory=_none)
+    target_sum: Float[np.ndarray, " E"] = field(default_factory=_none)
+
+    @property
+    def has_cosines(self) -> bool:
+        """False for the scores of a head."""
+        return len(self.positive) > 0
 
     @staticmethod
     def join(parts: Sequence[Match]) -> Match:
         """The match of all rows from the matches of consecutive blocks."""
-        rows = ("labels", "predicted", "credit", "credit_by_name", "positive", "hardest", "negative")
+        rows = ["labels", "predicted", "credit", "credit_by_name"]
+        if not parts[0].has_cosines:
+            return Match(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in rows})
+        rows += ["positive", "hardest", "negative"]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in rows}
         sums = {
             name: np.sum([getattr(part, name) for part in parts], axis=0)
@@ -68,14 +82,16 @@ def match(
     classes: Float[np.ndarray, "C E"],
     labels: Int[np.ndarray, " N"],
     names: Sequence[str] | None = None,
+    added: Float[np.ndarray, "N C"] | None = None,
 ) -> Match:
-    """Score every row against every class.
+    """Score every row against every class by cosine.
 
     Args:
         rows: embeddings, any length (made unit-length here).
         classes: one vector per class, row c for class c.
         labels: the class of each row.
         names: class names; classes of equal name are no negatives of each other. Default: all different.
+        added: what decides together with the cosines, in their units. It moves accuracy alone.
 
     Raises:
         DatasetError: NaN or infinity, labels outside 0 … C-1, no rows, or fewer than two different classes.
@@ -84,7 +100,29 @@ def match(
     check_labels(labels, len(classes))
     queries, targets = unit(rows, "rows"), unit(classes, "class vectors")
     slices = blocks(len(rows), len(classes))
-    return Match.join([_match_block(queries[block], targets, labels[block], namesakes) for block in slices])
+    more = (lambda block: None) if added is None else (lambda block: added[block])
+    return Match.join([_match_block(queries[b], targets, labels[b], namesakes, more(b)) for b in slices])
+
+
+def match_scores(
+    scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], names: Sequence[str] | None = None
+) -> Match:
+    """What rows found whose scores are no cosines: accuracy alone.
+
+    Args:
+        scores: in units of a cosine, so that `TIE` means the same.
+
+    Raises:
+        DatasetError: as `match`.
+    """
+    namesakes = _Namesakes.of(name_groups(names, scores.shape[1]))
+    check_labels(labels, scores.shape[1])
+    if not np.isfinite(scores).all():
+        raise DatasetError(
+            f"scores hold NaN or infinity: {(~np.isfinite(scores)).sum():,} of {scores.size:,}; "
+            "expected finite numbers; train again with a smaller lr"
+        )
+    return Match(labels, *_decide(scores, labels, namesakes))
 
 
 @dataclass(frozen=True)
@@ -105,10 +143,27 @@ class _Namesakes:
         return _Namesakes(np.stack(columns), np.stack([np.arange(most) < len(classes) for classes in alike]))
 
 
-def _match_block(rows: np.ndarray, classes: np.ndarray, labels: np.ndarray, namesakes: _Namesakes) -> Match:
-    scores = rows @ classes.T  # (B, C)
-    tied = scores >= scores.max(axis=1, keepdims=True) - TIE
+def _decide(
+    scores: np.ndarray, labels: np.ndarray, namesakes: _Namesakes
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`predicted`, `credit` and `credit_by_name` of a `Match`."""
+    best = scores.max(axis=1, keepdims=True)
+    tied = scores >= best - TIE * np.maximum(1, np.abs(best))
     ties = np.count_nonzero(tied, axis=1)
+    columns, real = namesakes.columns[labels], namesakes.real[labels]
+    by_name = np.where(real, np.take_along_axis(tied, columns, 1), 0).sum(axis=1) / ties
+    return tied.argmax(axis=1), tied[np.arange(len(labels)), labels] / ties, by_name
+
+
+def _match_block(
+    rows: np.ndarray,
+    classes: np.ndarray,
+    labels: np.ndarray,
+    namesakes: _Namesakes,
+    added: np.ndarray | None = None,
+) -> Match:
+    scores = rows @ classes.T  # (B, C)
+    predicted, credit, by_name = _decide(scores if added is None else scores + added, labels, namesakes)
     own = np.arange(len(rows)), labels
     positive = scores[own]
     columns, real = namesakes.columns[labels], namesakes.real[labels]  # (B, most namesakes)
@@ -116,9 +171,9 @@ def _match_block(rows: np.ndarray, classes: np.ndarray, labels: np.ndarray, name
     np.put_along_axis(scores, columns, -np.inf, 1)
     return Match(
         labels=labels,
-        predicted=tied.argmax(axis=1),
-        credit=tied[own] / ties,
-        credit_by_name=np.where(real, np.take_along_axis(tied, columns, 1), 0).sum(axis=1) / ties,
+        predicted=predicted,
+        credit=credit,
+        credit_by_name=by_name,
         positive=positive,
         hardest=scores.max(axis=1),
         negative=total / (len(classes) - real.sum(axis=1)),
@@ -127,11 +182,19 @@ def _match_block(rows: np.ndarray, classes: np.ndarray, labels: np.ndarray, name
     )
 
 
-def summary(found: Match) -> dict[str, float]:
-    """The numbers to print together: a high positive cosine alone is also what a collapsed space gives."""
-    return {
+def summary(found: Match) -> dict[str, float | None]:
+    """The numbers to print together: a high positive cosine alone is also what a collapsed space gives.
+
+    Cosines are None where there are none.
+    """
+    accuracies: dict[str, float | None] = {
         "accuracy": float(found.credit.mean()),
         "accuracy_tie_aware": float(found.credit_by_name.mean()),
+    }
+    if not found.has_cosines:
+        cosines = ("positive_cosine", "margin", "negative_cosine", "centred_cosine")
+        return accuracies | dict.fromkeys(cosines)
+    return accuracies | {
         "positive_cosine": float(found.positive.mean(dtype=np.float64)),
         "margin": margin(found),
         "negative_cosine": float(found.negative.mean(dtype=np.float64)),

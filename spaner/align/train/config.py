@@ -1,91 +1,111 @@
-"""Every setting of a training run, in one frozen dataclass, and the recipes that name sets of them.
+"""Every setting of a training run: what all methods share, the method's own, and the loop's if it has one.
 
     TrainConfig.from_recipe("anchored", prompt_length=4)      a named recipe
+    TrainConfig.from_recipe(method="gda", shots=4)            another method
     TrainConfig.from_recipe("recipes/mine.toml")              a file: the same keys, and `recipe` for the one
-    it starts from; a table `[grid]` lists values that `spaner sweep` combines
+                                                              it starts from; a table `[grid]` lists values
+                                                              that `spaner sweep` combines
 
-Each value is checked once, here; code below takes plain arguments and trusts them. What depends on the data
-(do the heads divide the embedding width?) is checked where the data are known. Needs no torch.
+A configuration reads like one flat record (`config.shots`, `config.prompt_length`, `config.lr`), whichever
+part a setting belongs to. Each value is checked once, here; code below trusts them. What depends on the data
+(do the heads divide the embedding width?) is checked where the data are known.
 """
 
 import dataclasses
-import difflib
-import math
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from spaner import settings
 from spaner.align.methods import method as methods
 from spaner.errors import RecipeError
+from spaner.registry import nearest
+from spaner.settings import option
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # The method as the paper gives it; where the paper is silent, the defaults below.
+    # The method as the paper gives it; where the paper is silent, the defaults of `methods.spaner`.
     "paper": {},
     # Start from the frozen space and keep half of it: better in the domain and under domain shift.
     "anchored": {"init": "identity", "blend": 0.5, "epochs": 100},
 }
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
-class TrainConfig:
-    """The resolved settings of one run. Letters as in `align.attention`; the paper's symbols in brackets.
+class Common:
+    """What every method is told."""
 
-    Raises:
-        RecipeError: a value that has no meaning; the line names the setting, the value and what to use
-            instead.
-    """
-
-    recipe: str = _option("paper", "Recipe that the other values started from (a record).")
-    method: str = _option("spaner", "What to train.")
-    shots: int | None = _option(
-        None, "Training rows per class; default: all rows, or the largest stored draw."
+    recipe: str = option("paper", "Recipe that the other values started from (a record).", axis="recipes")
+    method: str = option("spaner", "What to train.", axis="methods")
+    shots: int | None = option(
+        None, "Training rows per class; default: all rows, or the largest stored draw.", low=1, axis="shots"
     )
-    draw_seed: int = _option(1, "Which few-shot draw.")
-    templates: str = _option("mined", "Template set whose texts are trained on.")
-    seed: int = _option(1, "Initial weights, order of samples, choice of templates.")
-
-    prompt_length: int = _option(2, "Prompt tokens P, shared by all modalities.")
-    prompt_std: float = _option(0.02, "Standard deviation of the initial prompt; 1 collapses training.")
-    aligner: str = _option("attention", "Aligner of each modality: attention or hyena.")
-    heads: int = _option(8, "Attention heads H; must divide the embedding width.")
-    out_dim: int | None = _option(None, "Width E of the shared space; default: the embedding width.")
-    attend: Literal["all", "prompt"] = _option(
-        "all", "What x attends to: itself and the prompt, or the prompt alone."
+    draw_seed: int = option(1, "Which few-shot draw.", low=0)
+    templates: str = option("mined", "Template set whose texts are trained on.", axis="template_sets")
+    seed: int = option(
+        1, "Initial weights, order of samples, choice of templates.", low=0, high=2**63 - 1, stacks=True
     )
-    pool: Literal["output", "input"] = _option(
-        "output", "Tokens under the maximum (eq. 3): [x'; S'] or [x; S]."
+    select: Literal["val", "published"] = option(
+        "val", "Who chooses what has a grid: validation rows, or the authors' fixed values.", axis="selects"
     )
-    project: Literal["residual", "input"] = _option("residual", "What is projected (eq. 2): x' + x, or x.")
-    init: Literal["random", "identity"] = _option("random", "Initial aligners; identity starts at f = x.")
-    blend: float = _option(0.0, "Share of the frozen embedding in the result (beta), at inference only.")
-
-    lam: float = _option(1.0, "Weight of the loss on pooled tokens (lambda).")
-    direction: Literal["both", "image", "text"] = _option(
-        "both", "Which side asks in the contrastive losses."
+    logit_scale: float | Literal["auto"] = option(
+        "auto", "Fixed 1 / temperature; auto: the encoder's own.", low=1e-6, stacks=True
     )
-    logit_scale: float | Literal["auto"] = _option("auto", "Fixed 1 / temperature; auto: the encoder's own.")
-    targets: Literal["diagonal", "class"] = _option(
-        "diagonal", "Positives: the pair itself, or all of its class."
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Arithmetic; auto: bfloat16 where it is faster, which the result names.", axis=None
     )
-
-    epochs: int = _option(30, "Passes over all image rows and views.")
-    batch_size: int = _option(256, "Pairs per step B.")
-    lr: float = _option(1e-3, "AdamW's initial learning rate; falls to zero along a cosine.")
-    weight_decay: float = _option(0.01, "AdamW's weight decay.")
-    precision: Literal["auto", "float32", "bfloat16"] = _option(
-        "auto", "Arithmetic; auto: bfloat16 where it is faster, which the result names."
-    )
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps ...", axis=None)
 
     def __post_init__(self) -> None:
-        _check(self)
-        methods.check_name("method", self.method)
-        methods.check_name("aligner", self.aligner)
+        settings.check(self)
+
+
+class TrainConfig:
+    """The resolved settings of one run, read as one flat record.
+
+    Attributes:
+        parts: the dataclasses that hold them: `Common`, the method's `Settings`, and its loop's.
+        given: names that were set and not left to their default: validation does not choose them.
+
+    Raises:
+        RecipeError: a value that has no meaning, or a setting that the method does not have; the line names
+            the setting, the value and what to use instead.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        name = values.get("method", "spaner")
+        kinds = parts_of(name)
+        known = [f.name for kind in kinds for f in dataclasses.fields(kind)]
+        for odd in (key for key in values if key not in known):
+            raise RecipeError(
+                f"unknown setting {odd!r} for method {name}; the nearest is {nearest(odd, known)!r}"
+            )
+        self.parts = tuple(
+            kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
+            for kind in kinds
+        )
+        self.given = frozenset(values)
+
+    def __getattr__(self, name: str) -> Any:
+        for part in self.__dict__.get("parts", ()):
+            if hasattr(part, name):
+                return getattr(part, name)
+        raise AttributeError(name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TrainConfig) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (self.to_json(), self.given)
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self.identity().items())
+        return f"TrainConfig({told})"
 
     @classmethod
     def from_recipe(cls, recipe: str | Path = "paper", **overrides: Any) -> "TrainConfig":
@@ -100,26 +120,72 @@ class TrainConfig:
                 f"recipe {recipe} lists values for {', '.join(undecided)} in its [grid], expected one each; "
                 f"type `spaner sweep --recipe {recipe}`, or choose with --{undecided[0].replace('_', '-')}"
             )
-        values: dict[str, Any] = {"recipe": str(recipe)} | _recipe_values(str(recipe)) | overrides
-        names = [f.name for f in dataclasses.fields(cls)]
-        for name in values:
-            if name not in names:
-                raise RecipeError(f"unknown setting {name!r}; the nearest is {_nearest(name, names)!r}")
-        return cls(**values)
+        return cls(**{"recipe": str(recipe)} | recipe_values(recipe) | overrides)
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        """The same configuration with other values."""
+        return _rebuilt(self.to_json() | changes, self.given | frozenset(changes))
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, as JSON types."""
-        return dataclasses.asdict(self)
+        return {name: value for part in self.parts for name, value in dataclasses.asdict(part).items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells two configurations apart: settings away from their default, and those that were given
+        where validation would have chosen. A setting that a later version adds changes no old identity."""
+        told = {name: value for part in self.parts for name, value in settings.changed(part).items()}
+        fixed = {name for part in self.parts for name in settings.grids(type(part))} & self.given
+        return told | {name: getattr(self, name) for name in fixed}
+
+    @property
+    def title(self) -> str:
+        """How tables and folders name it: SPANER's recipe, or the method."""
+        return Path(self.recipe).stem if self.method == "spaner" else self.method
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
-        """The inverse of `to_json`; a missing or unknown key is a RecipeError."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        if odd := sorted(names ^ set(values)):
-            raise RecipeError(
-                f"stored configuration: missing or unknown setting {odd[0]!r}; use the version that wrote it"
-            )
-        return cls(**values)
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The inverse of `to_json`; settings that did not exist yet take their default.
+
+        Raises:
+            RecipeError: a setting that this version does not know, or a value of the wrong type.
+        """
+        try:
+            return cls(**values)
+        except (RecipeError, TypeError) as error:
+            raise RecipeError(f"stored configuration: {error}; use the version that wrote it") from None
+
+
+def _rebuilt(values: dict[str, Any], given: frozenset[str]) -> TrainConfig:
+    config = TrainConfig(**values)
+    config.given = given
+    return config
+
+
+def parts_of(method: str) -> tuple[type, ...]:
+    """The dataclasses that a method's configuration is made of.
+
+    Raises:
+        RecipeError: no such method.
+    """
+    if not isinstance(method, str):
+        raise RecipeError(f"method is {method!r}; expected a name such as method=spaner")
+    found = methods.method(method)
+    return (Common, found.Settings) if found.training is None else (Common, found.Settings, loop_of(found))
+
+
+@cache
+def loop_of(method: Any) -> type:
+    """The loop's settings with the method's own defaults."""
+    from spaner.align.methods.loop import Loop  # needs torch, which a method without a loop may not
+
+    if not method.training:
+        return Loop
+    fields = {f.name: f for f in dataclasses.fields(Loop)}
+    own = [
+        (name, fields[name].type, dataclasses.field(default=value, metadata=fields[name].metadata))
+        for name, value in method.training.items()
+    ]
+    return dataclasses.make_dataclass("Loop", own, bases=(Loop,), frozen=True)
 
 
 @dataclass(frozen=True)
@@ -130,92 +196,28 @@ class ExtendConfig:
         RecipeError: a value that has no meaning.
     """
 
-    modality: str = _option("audio", "Modality that joins.")
-    split: str = _option("train", "Its table that trains; for ESC-50 a fold: fold1 ... fold5.")
-    anchor: str = _option("image", "Modality of the run that it is paired with.")
-    shots: int | None = _option(None, "Its training rows per class; default: all rows of the table.")
-    select: Literal["draw", "first"] = _option(
+    modality: str = option("audio", "Modality that joins.")
+    split: str = option("train", "Its table that trains; for ESC-50 a fold: fold1 ... fold5.")
+    anchor: str = option("image", "Modality of the run that it is paired with.")
+    shots: int | None = option(None, "Its training rows per class; default: all rows of the table.", low=1)
+    select: Literal["draw", "first"] = option(
         "draw", "Which rows: a seeded draw, or the first K listed (ESC-50)."
     )
-    draw_seed: int = _option(1, "Which few-shot draw.")
-    seed: int = _option(1, "Initial weights, order of samples, choice of partners.")
-    epochs: int = _option(30, "Passes over the new modality's rows.")
-    batch_size: int = _option(32, "Pairs per step; a short last batch is kept.")
-    lr: float = _option(1e-3, "AdamW's initial learning rate; falls to zero along a cosine.")
-    weight_decay: float = _option(0.01, "AdamW's weight decay.")
-    precision: Literal["auto", "float32", "bfloat16"] = _option("auto", "Arithmetic.")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    draw_seed: int = option(1, "Which few-shot draw.", low=0)
+    seed: int = option(1, "Initial weights, order of samples, choice of partners.", low=0, high=2**63 - 1)
+    epochs: int = option(30, "Passes over the new modality's rows.", low=1)
+    batch_size: int = option(32, "Pairs per step; a short last batch is kept.", low=2)
+    lr: float = option(1e-3, "AdamW's initial learning rate; falls to zero along a cosine.", low=1e-12)
+    weight_decay: float = option(0.01, "AdamW's weight decay.", low=0)
+    precision: Literal["auto", "float32", "bfloat16"] = option("auto", "Arithmetic.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps ...")
 
     def __post_init__(self) -> None:
-        _check(self)
+        settings.check(self)
         if self.select == "first" and self.shots is None:
             raise RecipeError(
                 "select=first takes the first K rows of a class, and shots is not given; use shots=4"
             )
-
-
-def _check(config: Any) -> None:
-    """Every field as its declared type, within its limits."""
-    for name, kind in get_type_hints(type(config)).items():
-        object.__setattr__(config, name, _typed(name, kind, getattr(config, name)))
-        if name in _RANGES:
-            _check_range(name, getattr(config, name), *_RANGES[name])
-
-
-#: Inclusive limits of the numbers.
-_RANGES: dict[str, tuple[float, float]] = {
-    "shots": (1, math.inf),
-    "draw_seed": (0, math.inf),
-    "seed": (0, 2**63 - 1),
-    "prompt_length": (1, math.inf),
-    "prompt_std": (0, math.inf),
-    "heads": (1, math.inf),
-    "out_dim": (1, math.inf),
-    "blend": (0, 1),
-    "lam": (0, math.inf),
-    "logit_scale": (1e-6, math.inf),
-    "epochs": (1, math.inf),
-    "batch_size": (2, math.inf),
-    "lr": (1e-12, math.inf),
-    "weight_decay": (0, math.inf),
-}
-
-
-def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    if value is None or value == "auto":
-        return
-    if not (math.isfinite(value) and low <= value <= high):
-        upper = f" and at most {high:g}" if math.isfinite(high) else ""
-        nearest = high if value > high and math.isfinite(high) else low
-        raise RecipeError(
-            f"{name} is {value}; expected a finite number, at least {low:g}{upper}; use {name}={nearest:g}"
-        )
-
-
-def _typed(name: str, kind: Any, value: Any) -> Any:
-    """`value` as the declared type: integers become floats where a float is due, nothing else is
-    converted."""
-    alternatives = get_args(kind) if get_origin(kind) not in (None, Literal) else (kind,)
-    choices = [c for k in alternatives if get_origin(k) is Literal for c in get_args(k)]
-    if value in choices or (value is None and type(None) in alternatives):
-        return value
-    if not isinstance(value, bool):
-        if isinstance(value, int) and float in alternatives:
-            return float(value)
-        if type(value) in alternatives:
-            return value
-    raise RecipeError(_wrong_type(name, value, choices, [k for k in alternatives if isinstance(k, type)]))
-
-
-def _wrong_type(name: str, value: Any, choices: list[str], types: list[type]) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", type(None): "nothing"}
-    expected = [words[t] for t in types] + choices
-    advice = (
-        f"; did you mean {name}={_nearest(value, choices)}?"
-        if choices
-        else f"; leave {name} out for its default"
-    )
-    return f"{name} is {value!r}; expected {' or '.join(expected)}{advice}"
 
 
 def recipe_grid(recipe: str | Path) -> dict[str, list[Any]]:
@@ -233,10 +235,15 @@ def recipe_grid(recipe: str | Path) -> dict[str, list[Any]]:
     return grid
 
 
-def _recipe_values(recipe: str) -> dict[str, Any]:
-    if recipe in RECIPES:
-        return RECIPES[recipe]
-    values = {name: value for name, value in _recipe_file(recipe).items() if name != "grid"}
+def recipe_values(recipe: str | Path) -> dict[str, Any]:
+    """The settings of a named recipe or file, its base's among them.
+
+    Raises:
+        RecipeError: unknown recipe, unknown base, unreadable file.
+    """
+    if str(recipe) in RECIPES:
+        return RECIPES[str(recipe)]
+    values = {name: value for name, value in _recipe_file(str(recipe)).items() if name != "grid"}
     base = values.pop("recipe", "paper")
     if base not in RECIPES:
         raise RecipeError(f"recipe {recipe} starts from {base!r}; expected one of {', '.join(RECIPES)}")
@@ -248,7 +255,7 @@ def _recipe_file(recipe: str) -> dict[str, Any]:
     if not recipe.endswith(".toml"):
         raise RecipeError(
             f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)} or a .toml file; "
-            f"did you mean {_nearest(recipe, list(RECIPES))!r}?"
+            f"did you mean {nearest(recipe, RECIPES)!r}?"
         )
     try:
         return tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
@@ -256,7 +263,3 @@ def _recipe_file(recipe: str) -> dict[str, Any]:
         raise RecipeError(f"recipe {recipe} cannot be read: {error.strerror}; check the path") from None
     except ValueError as error:
         raise RecipeError(f"recipe {recipe} is not TOML: {error}; write one `name = value` a line") from None
-
-
-def _nearest(word: Any, words: list[str]) -> str:
-    return difflib.get_close_matches(str(word), words, n=1, cutoff=0)[0]

@@ -11,7 +11,6 @@ modalities; and in an anchored run the newcomer starts at random and is not blen
 mean nothing in that space.
 """
 
-import copy
 import dataclasses
 import hashlib
 import time
@@ -23,9 +22,11 @@ from torch import nn
 
 from spaner import cache as caches
 from spaner.align.methods.loop import Pairs, optimise
-from spaner.align.score.evaluate import opened_cache
+from spaner.align.methods.method import Extendable
+from spaner.align.methods.task import Samples
+from spaner.align.score.evaluate import evaluate, evaluate_pair, opened_cache
 from spaner.align.train.config import ExtendConfig
-from spaner.align.train.rows import Samples, drawn_samples, samples_of
+from spaner.align.train.rows import drawn_samples, samples_of
 from spaner.align.train.run import Run
 from spaner.cache.folds import first_shots
 from spaner.device import device_of
@@ -65,7 +66,7 @@ def extend(
     samples = _samples(table, config)
     pool = drawn_samples(anchors, run.draw["shots"], run.draw["seed"] or 1)
     device = device_of(config.device)
-    model = _with_newcomer(run.model, config, samples.x.shape[2]).to(device)
+    model = run.model.joined(config.modality, samples.x.shape[2], config.seed).to(device)
     before, started = frozen_sha256(model), time.perf_counter()
     pairs = _pairs(samples, pool, config, list(opened.class_names))
     history = optimise(model, pairs, config, device, progress)
@@ -79,6 +80,40 @@ def extend(
         "seconds": time.perf_counter() - started,
     }
     return _extended(run, model.cpu().eval(), config, table.manifest.encoder, record)
+
+
+def extend_and_check(
+    run: Run,
+    cache: caches.Cache | str | Path,
+    config: ExtendConfig,
+    folder: str | Path,
+    progress: Progress | None = None,
+    *,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Extend, prove that nothing else moved, save, and score the newcomer if the cache has a test table.
+
+    Returns:
+        `extension` (the record), `metrics` of the core, and where there is a test table `newcomer` (its own
+        retrieval of names) and `pairs` (retrieval between it and the others).
+
+    Raises:
+        RunError: the core's hash or one of its metrics changed; nothing is saved.
+    """
+    opened = opened_cache(cache)
+    longer = extend(run, opened, config, progress, replace=replace)
+    hashes = longer.extensions[-1]["frozen_sha256"]
+    longer.metrics, longer.cache = evaluate(longer, opened), opened.path
+    if hashes["before"] != hashes["after"] or longer.metrics != evaluate(run, opened):
+        raise RunError(f"{config.modality} changed the trained core; nothing was saved; please report this")
+    longer.save(folder)
+    result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
+    if opened.has(f"{config.modality}/test"):
+        newcomer, anchor = f"{config.modality}/test", f"{config.anchor}/test"
+        result["newcomer"] = evaluate(longer, opened, newcomer)
+        directions = (("text/classname", newcomer), (anchor, newcomer), (newcomer, anchor))
+        result["pairs"] = [evaluate_pair(longer, opened, query, target) for query, target in directions]
+    return result
 
 
 def frozen_sha256(model: nn.Module) -> str:
@@ -103,7 +138,7 @@ def _check_run(run: Run, config: ExtendConfig, *, replace: bool) -> None:
         )
     if config.modality in run.widths and not replace:
         raise RunError(f"the run has {config.modality} already; type --replace to train it anew")
-    if not hasattr(run.model, "join"):
+    if not isinstance(run.model, Extendable):
         raise RunError(
             f"method {run.config.method!r} takes no further modality; train a run with method=spaner"
         )
@@ -114,17 +149,6 @@ def _samples(table: caches.Table, config: ExtendConfig) -> Samples:
         rows, _ = first_shots(table.labels, config.shots)
         return samples_of(table, rows, config.shots, None)
     return drawn_samples(table, config.shots, config.draw_seed)
-
-
-def _with_newcomer(model: Any, config: ExtendConfig, width: int) -> Any:
-    """A copy of the model whose only parameters with a gradient are the newcomer's."""
-    model = copy.deepcopy(model).train()
-    model.requires_grad_(requires_grad=False)
-    for parts in (model.aligners, model.inputs):
-        if config.modality in parts:
-            del parts[config.modality]
-    model.join(config.modality, width, config.seed)
-    return model
 
 
 def _pairs(samples: Samples, pool: Samples, config: ExtendConfig, class_names: list[str]) -> Pairs:

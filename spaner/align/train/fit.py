@@ -1,7 +1,7 @@
-"""Training: every sample and view once an epoch, each with a text of its class in a random template.
+"""From a cache to a run: load the task, fit the method, choose what is open, and write down the facts.
 
-Differs from the reference in: nothing. It reads a Task and never sees a test row; the loop itself is in
-`align.loop`.
+`fit` reads training, validation and text rows only and never sees a test row; `train` scores the run
+afterwards and keeps it in a folder.
 """
 
 import time
@@ -13,11 +13,13 @@ import torch
 
 from spaner import cache as caches
 from spaner.align.methods import method as methods
-from spaner.align.methods.loop import Pairs, batch_numbers, optimise
-from spaner.align.score.evaluate import opened_cache
+from spaner.align.methods.loop import batch_numbers, pairs_of
+from spaner.align.methods.task import Task, Tools
+from spaner.align.score.evaluate import evaluate, opened_cache
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.run import Run
-from spaner.align.train.task import Task, task
+from spaner.align.train.select import Receipt, fit_chosen
+from spaner.align.train.task import task
 from spaner.device import device_of, precision_of
 from spaner.errors import RecipeError
 from spaner.progress import Progress
@@ -27,41 +29,79 @@ def fit(
     data: caches.Cache | Task | str | Path,
     config: TrainConfig | None = None,
     progress: Progress | None = None,
+    *,
+    text_tower: Any = None,
     **overrides: Any,
 ) -> Run:
-    """Train on a cache, its path, or a Task.
+    """Fit a method on a cache, its path, or a Task.
 
     Args:
-        data: what to train on. Only training rows and texts are read.
+        data: what to learn from. Only training, validation and text rows are read.
         config: resolved settings; default the recipe "paper", or `recipe=` among the overrides.
         progress: called after every epoch with (epochs done, epochs, text).
+        text_tower: a frozen text tower with gradients, for methods that learn prompts.
         **overrides: settings by name, instead of `config`.
 
     Raises:
         RecipeError: a setting without meaning, or both `config` and `overrides`. RunError: the loss is not
-        finite. CacheError, Mismatch, Corrupt: see `data.task`.
+        finite. CacheError, Mismatch, Corrupt: see `task.task`.
+    """
+    config = resolved(config, overrides)
+    if isinstance(data, Task):
+        return _fit(data, config, progress, text_tower)
+    opened = opened_cache(data)
+    try:
+        run = _fit(task(opened, config), config, progress, text_tower)
+        run.cache = opened.path
+        return run
+    finally:
+        if opened is not data:
+            opened.close()
+
+
+def train(
+    cache: caches.Cache | str | Path,
+    config: TrainConfig,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Run, Path]:
+    """Fit, save, score, and save the scores: a failing evaluation does not lose the training.
+
+    Args:
+        out: the run folder; default ``runs/<cache>-<name of the run>``.
+    """
+    opened = opened_cache(cache)
+    run = fit(opened, config, progress)
+    folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
+    run.metrics = evaluate(run, opened)
+    return run, run.save(folder)
+
+
+def resolved(config: TrainConfig | None, overrides: dict[str, Any]) -> TrainConfig:
+    """The configuration, or the one that the overrides make.
+
+    Raises:
+        RecipeError: both were given.
     """
     if config is None:
-        config = TrainConfig.from_recipe(overrides.pop("recipe", "paper"), **overrides)
-    elif overrides:
+        return TrainConfig.from_recipe(overrides.pop("recipe", "paper"), **overrides)
+    if overrides:
         raise RecipeError(f"fit: got config and {', '.join(overrides)}; put every setting into the config")
-    if not isinstance(data, Task):
-        data = task(opened_cache(data), config)
-    device = device_of(config.device)
-    model = methods.method(config.method).build(config, data.widths, data.logit_scale).to(device)
+    return config
+
+
+def _fit(data: Task, config: TrainConfig, progress: Progress | None, text_tower: Any) -> Run:
+    tools = Tools(device_of(config.device), progress, text_tower)
     started = time.perf_counter()
-    history = optimise(model, pairs(data), config, device, progress)
-    return finished(config, model, data, history, time.perf_counter() - started)
+    model, chosen, receipt = fit_chosen(methods.method(config.method), data, config, tools)
+    return finished(chosen, model, data, receipt, time.perf_counter() - started)
 
 
-def finished(
-    config: TrainConfig, model: Any, data: Task, history: list[dict[str, float]], seconds: float
-) -> Run:
-    """The run of a model that has been trained on `data`."""
-    arithmetic = precision_of(config.precision, device_of(config.device), batch_numbers(pairs(data), config))
+def finished(config: TrainConfig, model: Any, data: Task, receipt: Receipt, seconds: float) -> Run:
+    """The run of a method that has been fitted to `data`."""
     return Run(
         config=config,
-        model=model.cpu().eval(),
+        model=model,
         dataset=data.dataset,
         class_names=data.class_names,
         widths=data.widths,
@@ -69,25 +109,20 @@ def finished(
         encoders=data.encoders,
         draw=data.draw.to_json(),
         tables=data.tables,
-        history=history,
+        history=model.history,
         seconds=seconds,
+        selection=receipt.to_json(),
         versions={
             "spaner": version("spaner"),
             "torch": torch.__version__,
-            "arithmetic": str(arithmetic).removeprefix("torch."),
+            "arithmetic": _arithmetic(config, data),
         },
     )
 
 
-def pairs(data: Task) -> Pairs:
-    """Every view of every sample, and the texts of its class in all templates as its partners."""
-    classes, templates = data.text.shape[:2]
-    return Pairs(
-        modality=data.modality,
-        x=data.x.flatten(0, 1),
-        labels=data.labels.repeat_interleave(data.x.shape[1]),
-        partner="text",
-        pool=data.text.flatten(0, 1),
-        start=torch.arange(classes) * templates,
-        count=torch.full((classes,), templates),
-    )
+def _arithmetic(config: TrainConfig, data: Task) -> str:
+    """What the loop computed in; closed forms say float32, the type of their inputs."""
+    if methods.method(config.method).training is None:
+        return "float32"
+    found = precision_of(config.precision, device_of(config.device), batch_numbers(pairs_of(data), config))
+    return str(found).removeprefix("torch.")

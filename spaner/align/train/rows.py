@@ -1,43 +1,15 @@
 """Few-shot rows of a table as tensors: which were drawn, and their embeddings at unit length."""
 
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from spaner import cache as caches
-from spaner.errors import CacheError, Corrupt
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which training rows were used: enough to repeat the choice, and to prove it was the same.
-
-    `sha256` is `cache.ids_sha256` of the drawn ids; `rows` of them were good and `failed` were dropped.
-    `shots` is None where all rows were taken.
-    """
-
-    shots: int | None
-    seed: int | None
-    rows: int
-    failed: int
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The good rows of a draw: all views at unit length, and labels."""
-
-    x: Float[Tensor, "N V D"]
-    labels: Int[Tensor, " N"]
-    draw: Draw
+from spaner.align.methods.task import Draw, Samples
+from spaner.align.score.tables import unit_rows
+from spaner.errors import CacheError
 
 
 def drawn_samples(table: caches.Table, shots: int | None, draw_seed: int) -> Samples:
@@ -65,7 +37,36 @@ def samples_of(
         )
     draw = Draw(shots, seed, len(good), len(rows) - len(good), caches.drawn_sha256(table.ids, rows))
     labels = torch.from_numpy(table.labels[good].astype(np.int64))
-    return Samples(unit_rows(table, good), labels, draw)
+    x, norms = unit_rows(table, good)
+    return Samples(x, labels, draw, norms)
+
+
+def validation_samples(cache: caches.Cache, modality: str, support: Samples, tested: str) -> Samples | None:
+    """Rows to choose settings on: at most four per class, none of them a training row, never the tested
+    table.
+
+    The first that the cache has of: the draw's own rows in `<modality>/val`; the draw `…-val` of the training
+    table; a draw from the training rows that were left over. None where every row trains.
+    """
+    shots, seed = support.draw.shots, support.draw.seed
+    if shots is None or seed is None:
+        return None
+    train, name = cache.table(f"{modality}/train"), f"{shots}-shot-seed-{seed}"
+    few = min(shots, caches.VAL_SHOTS)
+    if f"{modality}/val" != tested and cache.has(f"{modality}/val"):
+        val = cache.table(f"{modality}/val")
+        return _good_samples(val, val.draw(shots if name in val.manifest.draws else few, seed), few, seed)
+    if f"{name}-val" in train.manifest.draws:
+        return _good_samples(train, train.stored_draw(f"{name}-val"), few, seed)
+    if not train.manifest.complete:
+        return None
+    left = np.setdiff1d(np.arange(train.rows), train.draw(shots, seed))
+    rows = left[caches.few_shot(train.labels[left], few, seed)] if len(left) else left
+    return _good_samples(train, rows, few, seed)
+
+
+def _good_samples(table: caches.Table, rows: Int[np.ndarray, " K"], shots: int, seed: int) -> Samples | None:
+    return samples_of(table, rows, shots, seed) if table.ok[rows].any() else None
 
 
 def _drawn_rows(
@@ -87,18 +88,3 @@ def _drawn_rows(
     if shots is None:
         return np.arange(table.rows), None, None
     return table.draw(shots, draw_seed), shots, draw_seed
-
-
-def unit_rows(table: caches.Table, rows: np.ndarray) -> Float[Tensor, "N V D"]:
-    """All views of the rows at unit length; Corrupt, naming the first, where one is not finite or zero."""
-    features = table.read(rows).astype(np.float32)
-    norms = np.linalg.norm(features, axis=2, keepdims=True)
-    bad = ~(np.isfinite(norms) & (norms > 0)).all(axis=(1, 2))
-    if bad.any():
-        first = str(table.ids[rows[bad.argmax()]])
-        raise Corrupt(
-            f"{table.name}: the embedding of {first!r} is not finite or is all zeros "
-            f"({bad.sum():,} such rows); expected finite numbers; "
-            f"see `spaner cache verify`, and extract the table again"
-        )
-    return torch.from_numpy(features / norms)

@@ -6,16 +6,21 @@
           result.json         facts, metrics and where the cache lies, seen from this folder; schema
           "spaner-run/1"; written last: with it the run is finished
 
-The folder appears at once: it is written beside its place and renamed. Reading is strict: another schema, a
-missing tensor or a tensor too many is an error. Nothing here is pickled.
+The folder appears at once: it is written beside its place, under a name of its own, and renamed; of two
+trainings into one place the last wins whole. The same run has the same bytes, whenever it is saved. Reading
+is strict: another schema, a missing tensor or a tensor too many, or a result that belongs to other weights is
+an error. Nothing here is pickled.
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +30,11 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from spaner import cache as caches
 from spaner.align.methods import method as methods
+from spaner.align.methods.method import Prior, Space
+from spaner.align.methods.task import Facts, Query
 from spaner.align.train.config import TrainConfig
 from spaner.device import fast_products
 from spaner.errors import Mismatch, RunError
@@ -40,11 +46,11 @@ SCHEMA = "spaner-run/1"
 class Run:
     """A trained model with everything needed to use it, to refuse the wrong input, and to repeat it.
 
-    `draw` is `data.Draw` as JSON; `tables` maps every table that was read to its identity; `history` holds
-    one entry per epoch; `seconds` is the time of training alone; `metrics` is the result of `evaluate`, once
-    there is one; `extensions` tells of modalities that joined afterwards (`align.extend`). `cache` is where
-    the run was scored, for `spaner report`; on disk it is relative to the run folder, so both can move
-    together.
+    `draw` is `task.Draw` as JSON; `tables` maps every table that was read to its identity; `history` holds
+    one entry per epoch; `selection` is the receipt of `train.select`; `seconds` is the time of training
+    alone; `metrics` is the result of `evaluate`, once there is one; `extensions` tells of modalities that
+    joined afterwards (`align.extend`). `cache` is where the run was scored, for `spaner report`; on disk it
+    is relative to the run folder, so both can move together.
     """
 
     config: TrainConfig
@@ -62,6 +68,7 @@ class Run:
     metrics: dict[str, Any] | None = None
     extensions: list[dict[str, Any]] = field(default_factory=list)
     cache: Path | None = None
+    selection: dict[str, Any] = field(default_factory=dict)
 
     def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N E"]:
         """Embeddings of the frozen encoder, of any length -> unit vectors of the shared space, float32.
@@ -69,19 +76,63 @@ class Run:
         Raises:
             RunError: a modality the run does not know, or another width.
         """
+        if not isinstance(self.model, Space):
+            raise RunError(
+                f"method {self.config.method!r} scores classes and embeds nothing; expected a method with a "
+                "space; train a run with method=spaner"
+            )
         if modality not in self.widths:
             raise RunError(f"the run has no aligner for {modality!r}; it knows {', '.join(self.widths)}")
+        x = self._tensor(modality, features)
+        with torch.inference_mode(), fast_products(x.device):
+            return self.model.embed(modality, x).cpu().numpy()
+
+    def scores(
+        self, modality: str, features: Float[np.ndarray, "N D"], query: Query
+    ) -> Float[np.ndarray, "N C"]:
+        """A score for each class of the query, in units of a cosine, float32.
+
+        Raises:
+            RunError: another width. Mismatch: a head is asked about classes that it was not fitted on.
+        """
+        x = torch.nn.functional.normalize(self._tensor(modality, features), dim=1)
+        with torch.inference_mode(), fast_products(x.device):
+            return (self.model.scores(x, query) / self.model.logit_scale).float().cpu().numpy()
+
+    @property
+    def has_space(self) -> bool:
+        """Whether the method embeds: only then are there cosines, margins and retrieval between
+        modalities."""
+        return isinstance(self.model, Space)
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether something joins the cosines of the space in a decision."""
+        return isinstance(self.model, Prior) and self.model.prior_weight > 0
+
+    def prior(
+        self, modality: str, features: Float[np.ndarray, "N D"], query: Query
+    ) -> Float[np.ndarray, "N C"]:
+        """What the prior adds to the cosines, float32."""
+        x = torch.nn.functional.normalize(self._tensor(modality, features), dim=1)
+        with torch.inference_mode():
+            return (self.model.prior_scores(x, query) / self.model.logit_scale).float().numpy()
+
+    def _tensor(self, modality: str, features: Float[np.ndarray, "N D"]) -> torch.Tensor:
         if features.ndim != 2 or features.shape[1] != self.widths[modality]:
             raise RunError(
                 f"{modality} embeddings have shape {features.shape}; "
                 f"expected (rows, {self.widths[modality]}); "
                 f"use the encoder that the run was trained on: {self.encoders[modality].name}"
             )
-        device = next(self.model.parameters()).device
-        with torch.inference_mode(), fast_products(device):
-            copied = np.array(features, np.float32)  # caches hand out read-only maps
-            x = torch.from_numpy(copied).to(device)
-            return self.model.embed(modality, x).cpu().numpy()
+        return torch.from_numpy(np.array(features, np.float32))  # caches hand out read-only maps
+
+    @property
+    def facts_of_method(self) -> Facts:
+        """What the method is rebuilt from."""
+        joined = tuple(extension["config"]["modality"] for extension in self.extensions)
+        modality = next(iter(self.widths))
+        return Facts(self.class_names, modality, self.widths, self.logit_scale, joined)
 
     def check(self, manifest: caches.Manifest) -> None:
         """Mismatch, naming what differs, unless the table comes from the encoder that the run was trained
@@ -118,7 +169,7 @@ class Run:
             "tables": self.tables,
             "encoders": {modality: asdict(spec) for modality, spec in self.encoders.items()},
             "synthetic": self.synthetic,
-            "final": self.history[-1],
+            "final": self.history[-1] if self.history else None,
             "seconds": self.seconds,
             "versions": self.versions,
         }
@@ -131,15 +182,16 @@ class Run:
             "config": self.config.to_json(),
             **self.facts(),
             "class_names": list(self.class_names),
+            "selection": self.selection,
             "metrics": self.metrics,
             "extensions": self.extensions,
         }
 
     @property
     def name(self) -> str:
-        """The recipe, and a hash of everything that decides the weights."""
-        decided = json.dumps([self.config.to_json(), self.tables, self.draw], sort_keys=True)
-        return f"{Path(self.config.recipe).stem}-{hashlib.sha256(decided.encode()).hexdigest()[:8]}"
+        """The recipe or method, and a hash of everything that decides the weights."""
+        decided = json.dumps([self.config.identity(), self.tables, self.draw], sort_keys=True)
+        return f"{self.config.title}-{hashlib.sha256(decided.encode()).hexdigest()[:8]}"
 
     def save(self, folder: str | Path) -> Path:
         """Write the run folder at once, replacing an older run of that name.
@@ -149,25 +201,22 @@ class Run:
         """
         folder = Path(folder)
         _refuse_foreign(folder)
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file(_tensors(self.model), part / "model.safetensors", self._metadata())
-        _write_json(part / "config.json", self.config.to_json())
-        _write_history(part / "loss.csv", self.history)
-        _draw_history(part / "loss.png", self.history, f"{self.dataset}, {self.config.recipe}")
-        _write_json(part / "result.json", self.result | _way_to(self.cache, folder))
-        _replace(folder, part)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        try:
+            part.chmod(0o755)  # mkdtemp's is for its owner alone
+            result = self.result | _way_to(self.cache, folder)
+            facts = json.dumps(_tied(result), sort_keys=True)
+            save_file(self.model.state(), part / "model.safetensors", {"spaner": facts})
+            _write_json(part / "config.json", self.config.to_json())
+            if self.history:
+                _write_history(part / "loss.csv", self.history)
+                _draw_history(part / "loss.png", self.history, f"{self.dataset}, {self.config.title}")
+            _write_json(part / "result.json", result)
+            _replace(folder, part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
         return folder
-
-    def _metadata(self) -> dict[str, str]:
-        facts = self.facts()
-        plain = {
-            name: json.dumps(facts[name]) for name in ("dataset", "widths", "logit_scale", "encoders", "draw")
-        }
-        return {"schema": SCHEMA, "config": json.dumps(self.config.to_json()), **plain} | {
-            "class_names_sha256": hashlib.sha256(json.dumps(list(self.class_names)).encode()).hexdigest()
-        }
 
 
 def load(folder: str | Path) -> Run:
@@ -178,35 +227,59 @@ def load(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     result = _read_result(folder)
-    config = TrainConfig.from_json(result["config"])
-    model = methods.method(config.method).build(config, result["widths"], result["logit_scale"])
-    _load_weights(model, folder / "model.safetensors")
-    if result["extensions"]:
-        model.newcomers = {extension["config"]["modality"] for extension in result["extensions"]}
-    return Run(
-        config=config,
-        model=model.eval(),
+    state = _read_weights(folder / "model.safetensors", result)
+    run = Run(
+        config=TrainConfig.from_json(result["config"]),
+        model=None,
         class_names=tuple(result["class_names"]),
         encoders={
             modality: caches.EncoderSpec.from_json(spec) for modality, spec in result["encoders"].items()
         },
-        history=_read_history(folder / "loss.csv"),
+        history=_read_history(folder / "loss.csv") if result["final"] else [],
         cache=(folder / result["cache"]).resolve() if result.get("cache") else None,
-        **{
-            n: result[n]
-            for n in [
-                "dataset",
-                "widths",
-                "logit_scale",
-                "draw",
-                "tables",
-                "seconds",
-                "versions",
-                "metrics",
-                "extensions",
-            ]
-        },
+        selection=result.get("selection", {}),
+        **{name: result[name] for name in PLAIN},
     )
+    try:
+        run.model = methods.method(run.config.method).restore(state, run.config, run.facts_of_method)
+    except RunError as error:
+        raise RunError(
+            f"{folder / 'model.safetensors'}: {error}; use the version of spaner that wrote it"
+        ) from None
+    run.model.history = run.history
+    return run
+
+
+#: What result.json holds as the run does.
+PLAIN = (
+    "dataset",
+    "widths",
+    "logit_scale",
+    "draw",
+    "tables",
+    "seconds",
+    "versions",
+    "metrics",
+    "extensions",
+)
+
+#: What the weights say of themselves, so that a result of other weights is noticed.
+TIED = (
+    "class_names",
+    "config",
+    "dataset",
+    "widths",
+    "logit_scale",
+    "encoders",
+    "draw",
+    "tables",
+    "extensions",
+    "seconds",
+)
+
+
+def _tied(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": SCHEMA, **{name: result[name] for name in TIED}}
 
 
 def _way_to(cache: Path | None, folder: Path) -> dict[str, str]:
@@ -233,25 +306,21 @@ def _read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
-def _load_weights(model: nn.Module, file: Path) -> None:
+def _read_weights(file: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a run, if they are those that the result speaks of."""
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            facts = (stored.metadata() or {}).get("spaner")
     except (OSError, SafetensorError) as error:
         raise RunError(f"{file} cannot be read: {error}; run `spaner train` again") from None
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if odd := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
+    # runs of the first version spread their facts over several entries and had no such tie
+    if facts is not None and json.loads(facts) != json.loads(json.dumps(_tied(result))):
         raise RunError(
-            f"{file}: tensor {odd[0]!r} has shape {found.get(odd[0], 'missing')}; expected "
-            f"{expected.get(odd[0], 'no such tensor')} ({len(odd)} such tensors); "
-            f"use the version of spaner that wrote it"
+            f"{file} and result.json beside it belong to different trainings; expected one; "
+            "run `spaner train` again"
         )
-    model.load_state_dict(tensors)
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return tensors
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -262,12 +331,21 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _replace(folder: Path, part: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.replace(old)
-    part.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """Put `part` in the folder's place. Where another process does the same, each moves aside what it
+    finds."""
+    while True:
+        aside = part.with_suffix(".old")
+        with suppress(FileNotFoundError):
+            folder.replace(aside)
+        try:
+            part.replace(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            continue  # another training put its run there in between
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

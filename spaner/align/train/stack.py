@@ -1,6 +1,6 @@
 """Several cells of a sweep trained as one batched tensor program: for a GPU that one cell leaves idle.
 
-Cells may differ in the settings of `STACKED`; everything that decides shapes, rows or the number of steps
+Cells may differ in the settings marked `stacks`; everything that decides shapes, rows or the number of steps
 must agree. Each cell is built exactly as alone, keeps its own parameters, optimiser state, learning rate and
 random order, and its update is the one it would have made alone: the loss of one cell has no gradient in
 another. What differs is the order of sums inside the products, so a stacked cell equals its single run within
@@ -22,24 +22,32 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spaner.align.methods import method as methods
-from spaner.align.methods.loop import Pairs, batch_numbers, check_finite, draws, passes
+from spaner.align.methods.loop import Pairs, batch_numbers, check_finite, draws, pairs_of, passes
+from spaner.align.methods.method import Stackable
+from spaner.align.methods.task import Task
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.fit import finished, pairs
+from spaner.align.train.fit import finished
 from spaner.align.train.run import Run
-from spaner.align.train.task import Task, scale_of
+from spaner.align.train.select import Receipt
+from spaner.align.train.task import scale_of
 from spaner.device import device_of, fast_products, precision_of
 from spaner.errors import RunError
 from spaner.progress import Progress
+from spaner.settings import grids
 
-#: Settings in which cells trained as one may differ. `blend` has no part in training.
-STACKED = ("seed", "lr", "weight_decay", "lam", "logit_scale", "blend")
+
+def stacked(config: TrainConfig) -> set[str]:
+    """Settings in which cells trained as one may differ: those marked `stacks`."""
+    fields = (f for part in config.parts for f in dataclasses.fields(part))
+    return {f.name for f in fields if f.metadata.get("stacks")}
 
 
 def shape(config: TrainConfig) -> str | None:
     """Equal for cells that can be trained as one on the same rows; None if the method trains alone."""
-    if not hasattr(methods.method(config.method), "NUMBERS"):
+    if not issubclass(methods.method(config.method), Stackable) or grids(type(config.parts[1])):
         return None
-    return str({name: value for name, value in config.to_json().items() if name not in STACKED})
+    free = stacked(config)
+    return str({name: value for name, value in config.to_json().items() if name not in free})
 
 
 def fit_stack(data: Task, configs: Sequence[TrainConfig]) -> list[Run | RunError]:
@@ -54,18 +62,25 @@ def fit_stack(data: Task, configs: Sequence[TrainConfig]) -> list[Run | RunError
     device = device_of(configs[0].device)
     tasks = [dataclasses.replace(data, logit_scale=scale_of(c, data.encoders)) for c in configs]
     build = methods.method(configs[0].method).build
-    models = [build(c, t.widths, t.logit_scale).to(device) for c, t in zip(configs, tasks, strict=True)]
+    models = [build(c, t.facts()).to(device) for c, t in zip(configs, tasks, strict=True)]
     started = time.perf_counter()
-    histories = optimise_stack(models, pairs(data), configs, device)
+    histories = optimise_stack(models, pairs_of(data), configs, device)
     seconds = (time.perf_counter() - started) / len(configs)
     return [
-        history if isinstance(history, RunError) else finished(config, model, task, history, seconds)
+        history if isinstance(history, RunError) else _finished(config, model, task, history, seconds)
         for config, model, task, history in zip(configs, models, tasks, histories, strict=True)
     ]
 
 
+def _finished(
+    config: TrainConfig, model: Any, task: Task, history: list[dict[str, float]], seconds: float
+) -> Run:
+    model.history = history
+    return finished(config, model.cpu().eval(), task, Receipt("none"), seconds)
+
+
 def optimise_stack(
-    models: Sequence[nn.Module],
+    models: Sequence[Any],
     pairs: Pairs,
     settings: Sequence[TrainConfig],
     device: torch.device,
@@ -106,13 +121,13 @@ class _Program:
     """One step of K models: parameters stacked, losses side by side, an optimiser group for each."""
 
     def __init__(
-        self, models: Sequence[nn.Module], settings: Sequence[TrainConfig], precision: torch.dtype
+        self, models: Sequence[Any], settings: Sequence[TrainConfig], precision: torch.dtype
     ) -> None:
         self.cell, self.settings = _Loss(models[0]), settings
         self.parameters = [dict(_Loss(model).named_parameters()) for model in models]
         like = next(models[0].parameters())
-        names: tuple[str, ...] = getattr(models[0], "NUMBERS")  # noqa: B009
-        self.numbers = {name: like.new_tensor([getattr(model, name) for model in models]) for name in names}
+        numbers = [model.stacked_numbers() for model in models]
+        self.numbers = {name: like.new_tensor([own[name] for own in numbers]) for name in numbers[0]}
         groups = [
             {
                 "params": [parameter for parameter in own.values() if parameter.requires_grad],

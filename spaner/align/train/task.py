@@ -1,47 +1,18 @@
 """What training may see: sealed tables in, one `Task` of tensors out.
 
-Reads `<modality>/train` (few-shot draw, all views) and `text/<templates>`, and no other table: a method that
-is given a Task cannot reach a test row. Rows whose extraction failed are dropped. Embeddings are normalised
-to unit length here, once. Evaluation reads its own tables elsewhere.
+Reads `<modality>/train` (few-shot draw, all views), validation rows (see `rows.validation_samples`) and the
+text tables, and no other table: a method that is given a Task cannot reach a test row. Rows whose extraction
+failed are dropped. Embeddings are normalised to unit length here, once; their lengths are kept.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from spaner import cache as caches
+from spaner.align.methods.task import Task, Texts
+from spaner.align.score.tables import class_texts, query_sets, tested_table
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.rows import Draw, drawn_samples, unit_rows
+from spaner.align.train.rows import drawn_samples, validation_samples
 from spaner.errors import CacheError, Mismatch, RecipeError
-
-
-@dataclass(frozen=True)
-class Task:
-    """Training material: samples of one modality, and the texts of their classes. All vectors have unit
-    length.
-
-    `modality` names what `x` holds; its class i is described by `text[i]`, one vector per template.
-    """
-
-    dataset: str
-    class_names: tuple[str, ...]
-    modality: str
-    x: Float[Tensor, "N V D"]
-    labels: Int[Tensor, " N"]
-    text: Float[Tensor, "C T M"]
-    templates: str
-    logit_scale: float
-    draw: Draw
-    encoders: dict[str, caches.EncoderSpec]
-    tables: dict[str, str]
-    """Identity (manifest hash) of every table that was read."""
-
-    @property
-    def widths(self) -> dict[str, int]:
-        return {self.modality: self.x.shape[2], "text": self.text.shape[2]}
 
 
 def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -> Task:
@@ -56,13 +27,18 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
     _check_same_weights(samples.manifest, texts.manifest)
     drawn = drawn_samples(samples, config.shots, config.draw_seed)
     encoders = {modality: samples.manifest.encoder, "text": texts.manifest.encoder}
+    sets = _template_sets(cache, config.templates)
     return Task(
         dataset=cache.dataset,
         class_names=tuple(cache.class_names),
         modality=modality,
         x=drawn.x,
+        norms=drawn.norms,
         labels=drawn.labels,
-        text=_class_texts(texts, list(cache.class_names)),
+        text=sets[config.templates].x,
+        texts=sets,
+        queries=query_sets(cache),
+        validation=validation_samples(cache, modality, drawn, tested_table(cache, None)),
         templates=config.templates,
         logit_scale=scale_of(config, encoders),
         draw=drawn.draw,
@@ -71,16 +47,16 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
     )
 
 
-def _class_texts(table: caches.Table, class_names: list[str]) -> Float[Tensor, "C T M"]:
-    """Texts in class order, whatever the order of the table's rows."""
-    row_of = {int(label): row for row, label in enumerate(table.labels) if table.ok[row]}
-    missing = [name for label, name in enumerate(class_names) if label not in row_of]
-    if missing:
-        raise CacheError(
-            f"{table.name} has no text for class {missing[0]!r} ({len(missing):,} such classes); "
-            f"expected one row per class; extract the text again"
-        )
-    return unit_rows(table, np.array([row_of[label] for label in range(len(class_names))]))
+def _template_sets(cache: caches.Cache, trained: str) -> dict[str, Texts]:
+    """Every template set that has a text for each class; the one that is trained on must."""
+    found = {}
+    for name in (n.removeprefix("text/") for n in cache.tables() if n.startswith("text/")):
+        try:
+            found[name] = class_texts(cache.table(f"text/{name}"), list(cache.class_names))
+        except CacheError:
+            if name == trained:
+                raise
+    return found
 
 
 def _check_same_weights(samples: caches.Manifest, texts: caches.Manifest) -> None:

@@ -1,0 +1,209 @@
+"""Running the cells of a sweep: side by side in processes on a CPU, as one tensor program on a GPU.
+
+A worker loads a task once and keeps it for the cells that share its rows; every cell writes its own result
+file at once when it is done, so nothing that was finished is lost. On a CPU each cell computes on one thread,
+so its numbers do not depend on how many run at once. A worker whose parent has gone, however it went, goes
+too.
+"""
+
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+
+from spaner import cache as caches
+from spaner.align.methods.task import Task
+from spaner.align.score.evaluate import evaluate, zero_shot
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit
+from spaner.align.train.run import Run
+from spaner.align.train.stack import fit_stack, shape
+from spaner.align.train.task import scale_of, task
+from spaner.device import device_of
+from spaner.errors import RecipeError, RunError, SpanerError
+
+#: Cells trained as one on a GPU, unless the caller says otherwise.
+STACK = 8
+
+#: Settings that decide which rows and templates are loaded.
+SELECTION = ("shots", "draw_seed", "templates")
+
+WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of a sweep, the settings that vary in it, and its result file."""
+
+    config: TrainConfig
+    varied: dict[str, Any]
+    file: Path
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides its numbers."""
+        return self.file.stem
+
+
+def run_cells(
+    cache: caches.Cache,
+    cells: Sequence[Cell],
+    workers: int | None = None,
+    stack: int | None = None,
+    backend: str = "loky",
+) -> Iterator[int]:
+    """Run the cells, yielding how many were finished, whenever some were.
+
+    Raises:
+        RunError: a worker process died; finished cells are kept. RecipeError: a backend that is not
+        installed.
+    """
+    if not cells:
+        return
+    _register(backend)
+    on_cpu = all(device_of(cell.config.device).type == "cpu" for cell in cells)
+    stacks = list(_stacks(cells, stack or (1 if on_cpu else STACK)))
+    workers = min(workers or (cores() if on_cpu else 1), len(stacks))
+    frozen, path, parent = _frozen(cache), cache.path.absolute(), os.getpid()
+    pool = joblib.Parallel(workers, backend=backend, return_as="generator_unordered")
+    watched = parent if backend == "loky" and workers > 1 else None
+    try:
+        for done in pool(joblib.delayed(_run_stack)(path, each, frozen, watched) for each in stacks):
+            yield done or 0
+    except BrokenProcessPool:
+        raise RunError(
+            f"a worker process of the sweep died (out of memory?) with {workers} at work; finished cells are "
+            f"kept in {cells[0].file.parent}; run the same command again with --workers 1"
+        ) from None
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _stacks(cells: Sequence[Cell], most: int) -> Iterator[list[Cell]]:
+    """Cells that are trained as one, at most `most` each; those with the same training rows in sequence."""
+    groups: dict[tuple[str, str | None], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((_selection(cell.config), shape(cell.config)), []).append(cell)
+    for (_, alike), members in sorted(groups.items(), key=lambda item: item[0][0]):
+        size = 1 if alike is None else most
+        yield from (members[start : start + size] for start in range(0, len(members), size))
+
+
+def _selection(config: TrainConfig) -> str:
+    return json.dumps([getattr(config, name) for name in SELECTION])
+
+
+def _frozen(cache: caches.Cache) -> dict[str, Any] | None:
+    """The frozen encoder's own result, the same for all cells; what prevents it is reported by every cell."""
+    with _one_thread(), suppress(SpanerError):
+        return zero_shot(cache)
+    return None
+
+
+def _register(backend: str) -> None:
+    if backend != "ray":
+        return
+    try:
+        from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise RecipeError('backend "ray" is not installed; type: pip install "spaner[ray]"') from None
+    register_ray()
+
+
+def _run_stack(
+    cache: Path, cells: list[Cell], frozen: dict[str, Any] | None, parent: int | None = None
+) -> int:
+    """Train and score cells that are trained as one, on one thread; how many."""
+    if parent is not None:
+        _watch(parent)
+    with _one_thread():
+        if len(cells) > 1 and _run_as_one(cache, cells, frozen):
+            return len(cells)
+        for cell in cells:
+            try:
+                _write(cell, _scored(_fit(cache, cell.config), cache, frozen))
+            except SpanerError as error:
+                _write(cell, {"status": "failed", "reason": str(error)})
+    return len(cells)
+
+
+def _run_as_one(cache: Path, cells: list[Cell], frozen: dict[str, Any] | None) -> bool:
+    """Whether the stack could be trained at all; a cell whose loss is not finite fails alone."""
+    try:
+        runs = fit_stack(_task(cache, cells[0].config), [cell.config for cell in cells])
+    except SpanerError:
+        return False
+    for cell, run in zip(cells, runs, strict=True):
+        if isinstance(run, RunError):
+            _write(cell, {"status": "failed", "reason": str(run)})
+        else:
+            _write(cell, _scored(run, cache, frozen))
+    return True
+
+
+def _fit(cache: Path, config: TrainConfig) -> Run:
+    data = _task(cache, config)
+    return fit(dataclasses.replace(data, logit_scale=scale_of(config, data.encoders)), config)
+
+
+_kept: dict[tuple[Path, str], Task] = {}
+"""The task that this process loaded last: cells that share its rows come one after another."""
+
+
+def _task(cache: Path, config: TrainConfig) -> Task:
+    key = cache, _selection(config)
+    if key not in _kept:
+        _kept.clear()
+        with caches.open(cache) as opened:
+            _kept[key] = task(opened, config)
+    return _kept[key]
+
+
+def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None) -> dict[str, Any]:
+    return {"status": "ok", "metrics": evaluate(run, cache, frozen=frozen), "facts": run.facts()}
+
+
+def _write(cell: Cell, result: dict[str, Any]) -> None:
+    """The result of a cell, whole or not at all."""
+    told = {"varied": cell.varied, "config": cell.config.to_json(), **result}
+    part = cell.file.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(told, indent=2), encoding="utf-8")
+    part.replace(cell.file)
+
+
+@lru_cache(maxsize=1)
+def _watch(parent: int) -> None:
+    """End this process when its parent has ended: nobody else would."""
+
+    def look() -> None:
+        while os.getppid() == started:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    started = os.getppid()
+    if os.getpid() != parent:
+        threading.Thread(target=look, daemon=True).start()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,233 @@
+"""What every registered method must do, from a tiny cache to a report."""
+
+import json
+import shutil
+
+import clip_like
+import numpy as np
+import pytest
+import torch
+
+from spaner import cache as caches
+from spaner.align.methods import method as methods
+from spaner.align.methods.method import METHODS, Extendable, Fitted, Space, Tunable
+from spaner.align.methods.task import Query
+from spaner.align.report.write import write
+from spaner.align.score.evaluate import evaluate
+from spaner.align.score.tables import queries
+from spaner.align.train import run as checkpoint
+from spaner.align.train.config import TrainConfig, parts_of
+from spaner.align.train.fit import fit
+from spaner.align.train.sweep import scores, sweep
+from spaner.align.train.task import task
+from spaner.errors import Mismatch, RunError, SpanerError
+from spaner.settings import grids
+
+FEW = {"shots": 4, "device": "cpu"}
+QUICK = {"heads": 4, "epochs": 2, "batch_size": 64}
+
+
+def settings(method: str) -> dict:
+    """Few rows, and of what makes a fit quick all that the method has."""
+    known = TrainConfig(method=method).to_json()
+    return FEW | {"method": method} | {name: value for name, value in QUICK.items() if name in known}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return caches.open(clip_like.build(tmp_path_factory.mktemp("contract") / "cache"))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(method, cache):
+    try:
+        return fit(cache, **settings(method))
+    except SpanerError as error:
+        if "text tower" in str(error):
+            pytest.skip("needs a text tower, which vectors alone have not")
+        raise
+
+
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory):
+    run.metrics = evaluate(run, run.cache)
+    return run.save(tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture
+def x(cache):
+    rows = cache.table("image/test").read()[:31, 0].astype(np.float32)
+    return torch.nn.functional.normalize(torch.from_numpy(rows), dim=1)
+
+
+def test_is_a_method(run):
+    assert isinstance(run.model, Fitted)
+    assert issubclass(type(run.model), methods.method(run.config.method))
+
+
+def test_scores_every_class_of_the_query(run, cache, x):
+    asked = queries(cache)
+    found = {kind: run.model.scores(x, query) for kind, query in asked.items()}
+    assert all(s.shape == (31, clip_like.CLASSES) and s.isfinite().all() for s in found.values())
+    assert torch.equal(found["text"], found["semantic"]) is not run.model.reads_query
+
+
+def test_a_row_does_not_depend_on_its_company(run, cache, x):
+    query = queries(cache)["text"]
+    whole = run.model.scores(x, query)
+    torch.testing.assert_close(run.model.scores(x[7:8], query)[0], whole[7], rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_gives_numbers_or_nothing(run, cache):
+    metrics = evaluate(run, cache)
+    assert 0 <= metrics["text"]["accuracy"] <= 1
+    assert (metrics["semantic"] is None) is not run.model.reads_query
+    assert (metrics["gap"] is None) is not run.model.reads_query
+    assert (metrics["text"]["positive_cosine"] is None) is not isinstance(run.model, Space)
+    assert metrics["text"]["accuracy"] > 2 * metrics["chance"], "it learned something"
+
+
+def test_saved_and_loaded_it_scores_the_same_bits(run, folder, cache, x):
+    loaded = checkpoint.load(folder)
+    for query in queries(cache).values():
+        assert torch.equal(run.model.scores(x, query), loaded.model.scores(x, query))
+    assert evaluate(loaded, cache) == evaluate(run, cache)
+    assert loaded.config == run.config
+    assert loaded.selection == json.loads(json.dumps(run.selection))
+
+
+def test_a_missing_tensor_is_refused(run, folder, tmp_path):
+    state = run.model.state()
+    if not state:
+        pytest.skip("nothing was learned")
+    state.pop(next(iter(state)))
+    with pytest.raises(RunError, match="missing"):
+        type(run.model).restore(state, run.config, run.facts_of_method)
+
+
+def test_the_same_seed_gives_the_same_bits(run, method, cache):
+    again = fit(cache, **settings(method)).model.state()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in run.model.state().items())
+
+
+def test_test_rows_are_out_of_reach(run, method, cache, tmp_path):
+    """Poisoned or absent: whatever is in the test table, the same bits are learned and the same chosen."""
+    path = shutil.copytree(cache.path, tmp_path / "cache")
+    shutil.rmtree(path / "image/test")
+    with caches.create(path, "synthetic", cache.class_names) as poisoned:
+        rows, labels = clip_like.images(23, 2)
+        poisoned.add(
+            "image", "test", (1000 * rows[::-1]).astype(np.float32), labels, encoder=clip_like.spec("image")
+        )
+    again = fit(path, **settings(method))
+    assert all(torch.equal(tensor, again.model.state()[name]) for name, tensor in run.model.state().items())
+    assert again.selection == run.selection
+
+
+def test_another_encoder_is_refused(run, cache, tmp_path):
+    path = shutil.copytree(cache.path, tmp_path / "cache")
+    shutil.rmtree(path / "image/test")
+    with caches.create(path, "synthetic", cache.class_names) as other:
+        rows, labels = clip_like.images(3, 2)
+        spec = clip_like.spec("image", weights_sha256="0" * 64)
+        other.add("image", "test", rows.astype(np.float32), labels, encoder=spec)
+    with pytest.raises(Mismatch, match="weights_sha256"):
+        evaluate(run, path)
+
+
+def test_other_classes_are_read_or_refused_by_name(run, cache, x):
+    """A query is scored where it is read; a head refuses classes that it was not fitted on."""
+    asked = queries(cache)["text"]
+    other = Query("text", (*asked.class_names[:-1], "a stranger"), asked.texts)
+    try:
+        found, refused = run.model.scores(x, other), ""
+    except Mismatch as error:
+        found, refused = None, str(error)
+    if found is None:
+        assert "a stranger" in refused
+        return
+    assert found.shape == (31, clip_like.CLASSES)
+    assert run.model.reads_query, "who ignores the query must refuse it"
+
+
+def test_every_sweepable_setting_sweeps(method, run, cache, tmp_path):
+    base = {name: value for name, value in settings(method).items() if name not in ("shots", "method")}
+    results = sweep(cache, {"shots": [1, 2]}, base | {"method": method}, tmp_path, workers=1)
+    assert [r["status"] for r in results] == ["ok", "ok"], results
+    assert all(0 <= (scores(r)["text"] or 0) <= 1 for r in results)
+
+
+def test_it_stands_in_a_report(run, folder, tmp_path):
+    page = write([folder], tmp_path / "report.html")
+    text = page.read_text() if hasattr(page, "read_text") else (tmp_path / "report.html").read_text()
+    assert "NaN" not in text
+    assert "nan" not in text.lower().split()
+
+
+def test_a_space_embeds_and_a_head_says_that_it_does_not(run):
+    rows = np.ones((2, clip_like.DIM), np.float32)
+    if isinstance(run.model, Space):
+        found = run.embed("image", rows)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        return
+    with pytest.raises(RunError, match=f"{run.config.method}.*embeds nothing"):
+        run.embed("image", rows)
+
+
+def test_a_choice_has_its_receipt(method, run, cache):
+    kinds = parts_of(method)
+    grid = {name for kind in kinds for name in grids(kind)}
+    if not grid:
+        assert run.selection == {"by": "none"}
+        return
+    receipt = run.selection
+    assert receipt["by"] == "val"
+    assert set(receipt["choice"]) == grid
+    assert len(receipt["scores"]) == len(receipt["tried"]) > 1
+    best = max(receipt["scores"])
+    assert receipt["tried"][receipt["scores"].index(best)] == receipt["choice"], "the first of equals"
+    validation = task(cache, run.config).validation
+    assert validation is not None
+    assert receipt["rows_sha256"] == validation.draw.sha256
+    fixed = fit(cache, **settings(method), select="published")
+    assert fixed.selection["by"] == "published"
+    assert all(getattr(fixed.config, name) == getattr(TrainConfig(method=method), name) for name in grid)
+
+
+def test_tuning_is_what_a_fit_with_that_value_gives(method, run, cache, x):
+    if not isinstance(run.model, Tunable):
+        pytest.skip("every value of its grid is a fit of its own")
+    query = queries(cache)["text"]
+    grid = {name: values for name, values in grids(parts_of(method)[1]).items() if name in run.model.tuned}
+    for choice, found in list(run.model.tune(x, query, grid))[:: max(1, len(grid))][:3]:
+        fitted = fit(cache, **(settings(method) | run.selection["choice"] | choice))
+        torch.testing.assert_close(fitted.model.scores(x, query), found, rtol=1e-4, atol=1e-4)
+
+
+def test_what_joins_is_refused_by_name_where_nothing_can(run, cache):
+    from spaner.align.train.extend import extend
+
+    if isinstance(run.model, Extendable):
+        pytest.skip("tested by itself")
+    with pytest.raises(RunError, match=f"method '{run.config.method}' takes no further modality"):
+        extend(run, cache, modality="audio")
+
+
+def test_validation_rows_are_no_training_rows(cache):
+    loaded = task(cache, TrainConfig(shots=4))
+    validation = loaded.validation
+    assert validation is not None
+    assert np.bincount(validation.labels).tolist() == [4] * clip_like.CLASSES
+    distance = torch.cdist(validation.x[:, 0], loaded.x[:, 0])
+    assert distance.min() > 1e-3
+
+
+def test_where_every_row_trains_the_receipt_says_so(cache):
+    chosen = fit(cache, method="linear_probe", device="cpu").selection
+    assert chosen["by"] == "published"
+    assert "no validation rows" in chosen["why"]
