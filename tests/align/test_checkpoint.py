@@ -87,9 +87,7 @@ def test_weights_and_result_of_different_trainings_are_refused(run, folder, tmp_
     mixed = shutil.copytree(folder, tmp_path / "mixed")
     other = dataclasses.replace(run, seconds=run.seconds + 1).save(tmp_path / "other")
     shutil.copy(other / "model.safetensors", mixed / "model.safetensors")
-    with pytest.raises(
-        RunError, match=r"beside it belong to different trainings; .*spaner train"
-    ):
+    with pytest.raises(RunError, match=r"beside it belong to different trainings; .*spaner train"):
         checkpoint.load(mixed)
 
 
