@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -182,12 +183,12 @@ def _match_block(
     )
 
 
-def summary(found: Match) -> dict[str, float | None]:
+def summary(found: Match) -> dict[str, Any]:
     """The numbers to print together: a high positive cosine alone is also what a collapsed space gives.
 
     Cosines are None where there are none.
     """
-    accuracies: dict[str, float | None] = {
+    accuracies: dict[str, Any] = {
         "accuracy": float(found.credit.mean()),
         "accuracy_tie_aware": float(found.credit_by_name.mean()),
     }
