@@ -8,6 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "spaner"
 MAY_IMPORT = {"cache": set(), "extract": {"cache"}, "align": {"cache"}, "cli": {"cache", "extract", "align"}}
+
+#: Inside a room, left is imported by right. What lies in the room itself stands over its floors.
+FLOORS = {
+    "align": ("methods", "score", "train", "report", "paper"),
+    "extract": ("datasets", "encoders", ""),
+}
+
+#: Files under the rooms: they import no room.
+GROUND = {"errors", "registry", "progress", "settings", "device"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -37,6 +46,62 @@ def test_rooms_only_look_down(room: str) -> None:
     for file in (ROOT / room).rglob("*.py"):
         trespass = rooms_imported_by(file) - MAY_IMPORT[room] - {room}
         assert not trespass, f"{file.relative_to(ROOT)} imports {sorted(trespass)}"
+
+
+def floors_imported_by(file: Path, room: str) -> set[str]:
+    """Floors of a room that a file imports; "" for a file of the room itself."""
+    package = ["spaner", *file.relative_to(ROOT).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        for name in imported_names(node, package):
+            parts = name.split(".")
+            if parts[:2] == ["spaner", room] and len(parts) > 2:
+                found.add(parts[2] if parts[2] in FLOORS[room] else "")
+    return found
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_floors_only_look_left(room: str) -> None:
+    for file in sorted((ROOT / room).rglob("*.py")):
+        parts = file.relative_to(ROOT / room).parts
+        floor = parts[0] if len(parts) > 1 else ""
+        if file.name == "__init__.py" or floor not in FLOORS[room]:
+            continue
+        place = FLOORS[room].index(floor)
+        trespass = floors_imported_by(file, room) - set(FLOORS[room][: place + 1])
+        assert not trespass, f"{file.relative_to(ROOT)} imports {sorted(trespass)}"
+
+
+def test_every_folder_has_its_place() -> None:
+    for room, floors in FLOORS.items():
+        folders = {f.name for f in (ROOT / room).iterdir() if f.is_dir() and f.name != "__pycache__"}
+        assert folders == set(floors) - {""}, room
+    depth = {len(file.relative_to(ROOT).parts) for file in FILES}
+    assert max(depth) <= 3, "depth three, never four"
+
+
+def test_the_ground_floor_imports_no_room() -> None:
+    assert {file.stem for file in ROOT.glob("*.py")} - {"__init__", "__main__"} == GROUND
+    for name in GROUND:
+        file = ROOT / f"{name}.py"
+        assert not rooms_imported_by(file), name
+        if name != "device":
+            names = {
+                n.split(".")[0]
+                for node in ast.walk(ast.parse(file.read_text()))
+                for n in imported_names(node, [])
+            }
+            assert "torch" not in names, "device alone may know torch"
+
+
+def test_no_two_classes_of_one_name() -> None:
+    """Every method has a `Settings` of its own; any other name stands for one thing."""
+    seen: dict[str, Path] = {}
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Settings":
+                assert node.name not in seen, f"{node.name} in {file} and {seen[node.name]}"
+                seen[node.name] = file
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def _score(entry: Entry, cache: caches.Cache, table: str) -> Number | None:
         raise type(error)(f"run {entry.name} on {cache.dataset}: {error}") from None
 
 
-def _accuracy(space: evaluate.Space, cache: caches.Cache, table: str) -> Number | None:
+def _accuracy(space: evaluate.Embedder, cache: caches.Cache, table: str) -> Number | None:
     credit = evaluate.matches(space, cache, table)["text"].credit
     return Number.of(bootstrap(credit, resamples=RESAMPLES))
 

@@ -28,7 +28,7 @@ BLOCK = 4096
 """Rows embedded at once."""
 
 
-class Space(Protocol):
+class Embedder(Protocol):
     """Where embeddings are compared: a trained run, or the frozen encoder's own space."""
 
     def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N E"]: ...
@@ -154,7 +154,7 @@ def evaluate_pair(run: Any, cache: caches.Cache | str | Path, query: str, target
 
 
 def embedded(
-    space: Space, cache: caches.Cache, name: str
+    space: Embedder, cache: caches.Cache, name: str
 ) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, " N"]]:
     """All good rows of a table, unit-length, with their labels; a text table gives one row per class."""
     table = cache.table(name)
@@ -164,7 +164,7 @@ def embedded(
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([labels for _, labels in parts])
 
 
-def class_vectors(space: Space, cache: caches.Cache, name: str) -> Float[np.ndarray, "C E"]:
+def class_vectors(space: Embedder, cache: caches.Cache, name: str) -> Float[np.ndarray, "C E"]:
     """One unit-length vector per class: the mean over templates of the embedded texts.
 
     Raises:
