@@ -20,6 +20,8 @@ from torch import Tensor
 
 FAMILIES: dict[str, str] = {
     # meta["method"] -> module of this package : function
+    "cocoop": "prompts:cocoop",
+    "coop": "prompts:coop",
     "GRAM": "objectives:gram_volume",
     "PMRL": "objectives:pmrl_directions",
     "Symile": "objectives:symile_products",
