@@ -20,11 +20,21 @@ from torch import Tensor
 
 FAMILIES: dict[str, str] = {
     # meta["method"] -> module of this package : function
+    "CLIP-Adapter": "trained:clip_adapter",
     "cocoop": "prompts:cocoop",
     "coop": "prompts:coop",
+    "GDA": "closed_forms:gda",
     "GRAM": "objectives:gram_volume",
+    "LP++": "trained:lp_plus_plus",
     "PMRL": "objectives:pmrl_directions",
+    "ProKeR": "closed_forms:proker",
+    "ProLIP-RLA": "trained:rla",
     "Symile": "objectives:symile_products",
+    "TaskRes": "trained:task_res",
+    "Tip-Adapter": "closed_forms:tip_adapter",
+    "Tip-Adapter-F": "trained:tip_adapter_f",
+    "ZS-LP/CLAP": "trained:clap",
+    "cross-modal linear probe": "trained:cross_modal",
 }
 GIVEN = ("tokenized_prompts", "name_lens")
 """Outputs of the reference that are facts about its inputs."""

@@ -20,9 +20,20 @@ if TYPE_CHECKING:
     from spaner.align.methods.task import Facts, Query, Task, Tools
 
 METHODS = {
+    "clap": "spaner.align.methods.clap:Clap",
+    "clip_adapter": "spaner.align.methods.clip_adapter:ClipAdapter",
+    "cross_modal": "spaner.align.methods.cross_modal:CrossModal",
+    "gda": "spaner.align.methods.gda:Gda",
     "linear_probe": "spaner.align.methods.linear_probe:LinearProbe",
+    "lp_plus_plus": "spaner.align.methods.lp_plus_plus:LpPlusPlus",
+    "proker": "spaner.align.methods.proker:ProKeR",
+    "rla": "spaner.align.methods.rla:Rla",
     "spaner": "spaner.align.methods.spaner:Spaner",
+    "task_res": "spaner.align.methods.task_res:TaskRes",
+    "tip_adapter": "spaner.align.methods.tip_adapter:TipAdapter",
+    "tip_adapter_f": "spaner.align.methods.tip_adapter:TipAdapterF",
     "zero_shot": "spaner.align.methods.zero_shot:ZeroShot",
+    "zs_lp": "spaner.align.methods.clap:ZsLp",
 }
 
 ALIGNERS = {
