@@ -24,7 +24,7 @@ from spaner.errors import Mismatch, RunError, SpanerError
 from spaner.settings import grids
 
 FEW = {"shots": 4, "device": "cpu"}
-QUICK = {"heads": 4, "epochs": 20, "batch_size": 32, "lr": 3e-3}
+QUICK = {"heads": 4, "epochs": 20, "iterations": 40, "batch_size": 32, "lr": 3e-3}
 
 
 def settings(method: str) -> dict:

@@ -5,6 +5,7 @@ A few small cases lie beside this file; the whole folder is run where it exists.
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from spaner.align.methods.gda import Gda
+from spaner.align.methods.proker import ProKeR
+from spaner.align.methods.task import Query, Texts, Tools
+from spaner.align.methods.tip_adapter import TipAdapter
+from tests.align import few_shot
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
-import golden_cases  # noqa: E402
-
-from spaner.align.methods.gda import Gda  # noqa: E402
-from spaner.align.methods.proker import ProKeR  # noqa: E402
-from spaner.align.methods.task import Query, Texts, Tools  # noqa: E402
-from spaner.align.methods.tip_adapter import TipAdapter  # noqa: E402
-from tests.align import few_shot  # noqa: E402
-
+golden_cases = import_module("golden_cases")
 HERE = Path(__file__).parent / "golden"
 FOLDER = ROOT.parent / "shared" / "fixtures" / "methods"
 HEADS = {

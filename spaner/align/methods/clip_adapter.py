@@ -8,9 +8,10 @@ momentum 0.9, rate 0.002, decay 5e-4, batches of 32, a cosine by epochs with one
 Without bias the network commutes with positive factors, so training on unit rows is the same as on raw
 ones, to the last gradient.
 
-The authors choose r for each data set by hand; here validation rows may choose it *after* training with
-`ratio`, which costs nothing. Differs from the reference in: that choice; an epoch's views come from the
-cache. The result is a space: texts stay where they were, and classes that were never seen can be asked for.
+The authors choose r for each data set by hand; here training keeps to `train_ratio`, and validation rows
+choose the `ratio` that the result is used with, which costs no training. Differs from the reference in:
+that choice; an epoch's views come from the cache. The result is a space: texts stay where they were, and
+classes that were never seen can be asked for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,10 +36,13 @@ class Settings:
 
     ratio: float = option(
         0.2,
-        "Share of the network in the result, in training; validation may choose another afterwards.",
+        "Share of the network in the result, once it is trained.",
         low=0,
         high=1,
         grid=tuple(i / 10 for i in range(11)),
+    )
+    train_ratio: float = option(
+        0.2, "Share of the network in the result, while it is trained.", low=0, high=1
     )
     reduction: int = option(4, "The hidden layer is this many times narrower than the embedding.", low=1)
 
@@ -121,7 +125,7 @@ class ClipAdapter:
             descent.view_first(task.x).to(device),
             task.labels.to(device),
             scale=task.logit_scale,
-            ratio=settings.ratio,
+            ratio=settings.train_ratio,
             rates=rates,
             batches=batches,
             weight_decay=settings.weight_decay,

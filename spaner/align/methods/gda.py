@@ -65,7 +65,7 @@ def gaussian_head(
     classes, width = means.shape
     weight = torch.zeros_like(means)
     if shrunk.trace() > 0:
-        weight = width * torch.cholesky_solve(means.T, torch.linalg.cholesky(shrunk)).T
+        weight = width * torch.cholesky_solve(means.T, torch.linalg.cholesky(shrunk)).T.contiguous()
     prior = torch.full((classes,), 1 / classes, dtype=means.dtype).log()
     return weight, prior - (weight * means).sum(1) / 2
 

@@ -80,7 +80,7 @@ def ridge(gram: Float[Tensor, "N N"], lam: float, target: Float[Tensor, "N K"]) 
     """(gram / lambda + I)^-1 target, by Cholesky; for features' gram and target the primal solution."""
     system = gram / lam
     system.diagonal().add_(1)
-    return torch.cholesky_solve(target, torch.linalg.cholesky(system))
+    return torch.cholesky_solve(target, torch.linalg.cholesky(system)).contiguous()
 
 
 def frequencies(width: int, features: int, seed: int) -> Float[Tensor, "F D"]:
@@ -139,7 +139,7 @@ class ProKeR:
             Mismatch: images and texts have different widths.
         """
         require_one_width("proker", task)
-        rows = task.x[:, 0]
+        rows = task.x[:, 0].contiguous()
         exact = len(rows) <= settings.exact_rows
         if exact:
             _require_memory(len(rows), settings)
@@ -181,7 +181,7 @@ class ProKeR:
     def state(self) -> dict[str, Tensor]:
         """Rows, solution and numbers; directions where the kernel is approximated."""
         given, made = self.problem, self.problem.directions
-        tensors = {"rows": given.rows.contiguous(), "labels": given.labels, "text": given.text}
+        tensors = {"rows": given.rows, "labels": given.labels, "text": given.text}
         tensors |= {
             "numbers": torch.tensor([self.beta, self.lam], dtype=torch.float64),
             "solved": self.solved,

@@ -7,9 +7,9 @@ with t_k the mean of *raw* text vectors over templates. Yu et al. 2023; code gee
 cosine by epochs with one warm-up epoch at 1e-5.
 
 The authors set alpha (0.5; flowers 1.0) and the rate (2e-3; ImageNet 2e-4) by hand for each data set, and
-train 100 epochs for up to 4 shots, 200 beyond. Here 200 epochs at 2e-3, and validation rows may choose
-alpha *after* training, which costs nothing. Differs from the reference in: that choice; an epoch's views
-come from the cache. A query's own texts take the residuals that were learned beside the training texts.
+train 100 epochs for up to 4 shots, 200 beyond. Here 200 epochs at 2e-3, and validation rows choose alpha
+after training, which costs no training. Differs from the reference in: that choice; an epoch's views come
+from the cache. A query's own texts take the residuals that were learned beside the training texts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,10 +34,11 @@ class Settings:
 
     alpha: float = option(
         0.5,
-        "Weight of the residuals, in training; validation may choose another afterwards.",
+        "Weight of the residuals, once they are trained.",
         low=0,
         grid=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
     )
+    train_alpha: float = option(0.5, "Weight of the residuals, while they are trained.", low=0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -108,7 +109,7 @@ class TaskRes:
             descent.view_first(task.x).to(device),
             task.labels.to(device),
             scale=task.logit_scale,
-            alpha=settings.alpha,
+            alpha=settings.train_alpha,
             rates=rates,
             batches=batches,
             weight_decay=settings.weight_decay,

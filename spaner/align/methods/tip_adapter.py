@@ -55,6 +55,8 @@ class Settings:
 class TrainedSettings(Settings):
     """Settings of Tip-Adapter-F."""
 
+    train_alpha: float = option(1.17, "Weight of the cache's answer while the keys are trained.", low=0)
+    train_beta: float = option(1.0, "Sharpness of the cache while the keys are trained.", low=0)
     keep_epoch: Literal["last", "val"] = option(
         "last", "Which epoch's keys: the last, or the best on validation rows."
     )
@@ -194,8 +196,8 @@ class TipAdapterF(TipAdapter):
             trained_texts(task).classes.to(device),
             pool,
             scale=task.logit_scale,
-            alpha=settings.alpha,
-            beta=settings.beta,
+            alpha=settings.train_alpha,
+            beta=settings.train_beta,
             rates=rates,
             batches=descent.shuffled(
                 n, views, settings.batch_size, settings.epochs, settings.seed, drop_last=False
