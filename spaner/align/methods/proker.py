@@ -192,7 +192,7 @@ class ProKeR:
     def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
         """The inverse of `state`."""
         classes, width = len(facts.class_names), facts.widths[facts.modality]
-        count, made = len(state.get("rows", ())), state.get("directions")
+        count, made = len(state.get("rows", state.get("labels", ()))), state.get("directions")
         solved = count if made is None else 2 * len(made)
         shapes: dict[str, tuple[int, ...]] = {"rows": (count, width), "labels": (count,)}
         shapes |= {"text": (classes, width), "solved": (solved, classes), "numbers": (2,)}

@@ -167,7 +167,7 @@ class TipAdapter:
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
         """The inverse of `state`."""
-        rows = len(state.get("labels", ()))
+        rows = len(state.get("labels", state.get("keys", ())))
         expected = {"keys": (rows, facts.widths[facts.modality]), "labels": (rows,), "alpha": (), "beta": ()}
         check_shapes(expected, state)
         return cls(state["keys"], state["labels"], float(state["alpha"]), float(state["beta"]), facts)
