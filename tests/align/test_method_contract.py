@@ -29,7 +29,8 @@ QUICK = {"heads": 4, "epochs": 20, "iterations": 40, "batch_size": 32, "lr": 3e-
 
 def settings(method: str) -> dict:
     """Few rows, and of what makes a fit quick all that the method has."""
-    known = TrainConfig(method=method).to_json()
+    chosen = {name for kind in parts_of(method) for name in grids(kind)}
+    known = TrainConfig(method=method).to_json().keys() - chosen
     return FEW | {"method": method} | {name: value for name, value in QUICK.items() if name in known}
 
 
