@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from spaner.cache.listing import ids_sha256
+from spaner.cache.layout import ids_sha256
 from spaner.cache.manifest import DTYPES, EncoderSpec, Manifest, default_chunk_rows
 from spaner.cache.writer import Writer
 from spaner.errors import CacheError, Corrupt

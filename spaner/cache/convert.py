@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from spaner.cache import begin, files, hdf5_store, seal
-from spaner.cache.library import Cache
-from spaner.cache.library import open as open_cache
+from spaner.cache import files, hdf5_store, install, integrity
+from spaner.cache.cache import Cache
+from spaner.cache.cache import open as open_cache
 from spaner.cache.publish import ensure_root, root_lock
 from spaner.cache.table import Table
 from spaner.cache.zarr_store import ZarrStore
@@ -31,7 +31,7 @@ def convert(source: str | Path, target: str | Path) -> None:
         if problems := cache.verify():
             raise Corrupt(f"{cache.path} is damaged and was not converted: {problems[0].what}")
         stores = [(name, cache.store(name)) for name in cache.tables()]
-        attributes = seal.root_attributes(cache.dataset, cache.class_names)
+        attributes = integrity.root_attributes(cache.dataset, cache.class_names)
         if hdf5_store.is_hdf5(target):
             hdf5_store.write(target, attributes, stores)
             return
@@ -40,7 +40,7 @@ def convert(source: str | Path, target: str | Path) -> None:
             files.remove(growing.path)
             ensure_root(growing, attributes)
             for name, store in stores:
-                begin.copy(store, growing, name, attributes=store.attributes(name))
+                install.copy(store, growing, name, attributes=store.attributes(name))
             growing.path.rename(target)
 
 

@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 
 from spaner.cache import files
+from spaner.cache.layout import ArraySpec, Store, stored_layout
 from spaner.cache.manifest import SCHEMA, Manifest, canonical
-from spaner.cache.store import ArraySpec, Store, stored_layout
 from spaner.errors import CacheError, Corrupt
 
 HEADER = 512
@@ -35,7 +35,7 @@ def header(size: int, sha256: str) -> bytes:
 
 
 class Hdf5Store:
-    """Reads one cache file; see `store.Store`.
+    """Reads one cache file; see `layout.Store`.
 
     Raises:
         Corrupt: the file is shorter than its first bytes say, or HDF5 cannot open it.

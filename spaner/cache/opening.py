@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from spaner.cache import seal
+from spaner.cache import integrity
 from spaner.cache.hdf5_store import HEADER, Hdf5Store
+from spaner.cache.layout import Store
 from spaner.cache.manifest import SCHEMA
-from spaner.cache.store import Store
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt
 
@@ -54,7 +54,7 @@ def _check(store: Store, path: Path) -> None:
     attributes = store.attributes()
     _check_schema(attributes.get("schema"), path)
     try:
-        sound = attributes == seal.root_attributes(attributes["dataset"], attributes["class_names"])
+        sound = attributes == integrity.root_attributes(attributes["dataset"], attributes["class_names"])
     except (KeyError, TypeError):
         sound = False
     if not sound:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spaner.cache import begin, files, hdf5_store
+from spaner.cache import files, hdf5_store, install
 from spaner.cache.hdf5_store import Hdf5Store
+from spaner.cache.layout import Store
 from spaner.cache.lock import Lock, lock_path
-from spaner.cache.store import Store
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import Busy, CacheError
 
@@ -70,7 +70,7 @@ def publish(path: Path, parts: ZarrStore, attributes: dict[str, Any], is_mine: C
         if before:
             before.close()
     for table in sealed:
-        begin.discard(parts, table)
+        install.discard(parts, table)
     if not parts.tables():
         with files.writing(parts.path):
             gone = files.partial(parts.path)

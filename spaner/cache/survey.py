@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spaner.cache import hdf5_store, library
+from spaner.cache import cache as caches
+from spaner.cache import hdf5_store
 from spaner.cache.opening import parts_of
 from spaner.errors import CacheError, SpanerError, Unsealed
 
@@ -47,7 +48,7 @@ def _is_cache(path: Path) -> bool:
 
 def _look(path: Path, *, verify: bool) -> Found:
     try:
-        with library.open(path) as cache:
+        with caches.open(path) as cache:
             problems = [cache.progress(name) for name in cache.unsealed()]
             tables = {}
             for name in cache.tables():

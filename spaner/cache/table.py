@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
 
-from spaner.cache import seal
-from spaner.cache.listing import unpack
+from spaner.cache import integrity
+from spaner.cache.draws import few_shot
+from spaner.cache.layout import FAILED, OK, Store, unpack
 from spaner.cache.manifest import Manifest
-from spaner.cache.store import FAILED, OK, Store
-from spaner.cache.subset import few_shot
 from spaner.errors import CacheError, Corrupt
 
 
@@ -24,7 +23,7 @@ class Table:
 
     def __init__(self, store: Store, name: str, where: str) -> None:
         attributes = store.attributes(name)
-        seal.check(where, attributes)
+        integrity.check_seal(where, attributes)
         self.name = name
         self.manifest = Manifest.from_json(attributes["manifest"])
         self.measured: dict[str, Any] = attributes["measured"]

@@ -12,10 +12,9 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from spaner.cache import files, seal
-from spaner.cache.listing import REASON_BYTES, pack_reason, unpack
+from spaner.cache import files, integrity
+from spaner.cache.layout import FAILED, OK, REASON_BYTES, pack_reason, unpack
 from spaner.cache.manifest import Manifest
-from spaner.cache.store import FAILED, OK
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt, Unsealed
 
@@ -96,7 +95,7 @@ class Writer:
             store.write_chunk(table, "reason", chunk, reason)
         else:
             store.clear_chunk(table, "reason", chunk)
-        checksum = np.frombuffer(seal.chunk_checksum(rows, status, reason), np.uint8)
+        checksum = np.frombuffer(integrity.chunk_checksum(rows, status, reason), np.uint8)
         store.write_chunk(table, "checksum", chunk, checksum[None])
         store.write_chunk(table, "done", chunk, np.ones(1, np.uint8))
 
@@ -149,7 +148,7 @@ class Writer:
 
     def _seal(self, measured: dict[str, Any]) -> None:
         attributes = {"manifest": self.manifest.to_json(), "measured": measured}
-        attributes["seal"] = seal.make(self._store, self._table, self.manifest, measured)
+        attributes["seal"] = integrity.make_seal(self._store, self._table, self.manifest, measured)
         files.settle()
         self._store.set_attributes(self._table, attributes)
 
@@ -186,7 +185,7 @@ class Writer:
             if store.read(table, "done", chunk, chunk + 1)[0] != 1:
                 return False
             stored = store.read(table, "checksum", chunk, chunk + 1).tobytes()
-            if stored == seal.stored_checksum(store, table, self.rows(chunk)):
+            if stored == integrity.stored_checksum(store, table, self.rows(chunk)):
                 return True
         except Corrupt:
             pass

@@ -19,8 +19,8 @@ from weakref import WeakSet
 import numpy as np
 
 from spaner.cache import files
+from spaner.cache.layout import ArraySpec, stored_layout
 from spaner.cache.manifest import Manifest
-from spaner.cache.store import ArraySpec, stored_layout
 from spaner.errors import CacheError, Corrupt
 
 MAP_FROM = 1 << 16  # bytes from which mapping a chunk beats reading it
@@ -59,7 +59,7 @@ def _render(metadata: dict[str, Any]) -> bytes:
 
 
 class ZarrStore:
-    """Reads and writes one cache directory; see `store.Store` for the reading half."""
+    """Reads and writes one cache directory; see `layout.Store` for the reading half."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spaner.cache import library
-from spaner.cache.library import Cache, Writer
+from spaner.cache import cache as caches
+from spaner.cache.cache import Cache, Writer
 from spaner.cache.manifest import Manifest
 from spaner.errors import DatasetError, RecipeError
 from spaner.extract import pipeline, purity, texts
@@ -58,7 +58,7 @@ def extract(
     with images.quiet():
         for modality in dict.fromkeys(table.modality for table in tables):
             run = Run(config, dataset, load(config, dataset, modality), progress or no_progress)
-            with library.create(path, dataset.name, dataset.class_names) as cache:
+            with caches.create(path, dataset.name, dataset.class_names) as cache:
                 done += [run.table(cache, table) for table in tables if table.modality == modality]
     return Summary(path, done, left_out=dataset.left_out)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spaner.cache.library import Writer
+from spaner.cache.cache import Writer
 from spaner.errors import EncoderError, SpanerError
 from spaner.extract.datasets.dataset import Split
 from spaner.extract.encoders.encoder import Encoder

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spaner import registry
-from spaner.cache import library
-from spaner.cache.library import Cache
+from spaner.cache import cache as caches
+from spaner.cache.cache import Cache
 from spaner.cache.manifest import EncoderSpec, Manifest
 from spaner.cache.table import Table
 from spaner.errors import Corrupt, DatasetError, EncoderError, Mismatch
@@ -45,11 +45,11 @@ def repair(
         Mismatch: weights other than the table's.
     """
     path = Path(path)
-    with library.open(path) as cache:
+    with caches.open(path) as cache:
         broken = _broken(cache)
         name, class_names = cache.dataset, cache.class_names
     done: list[TableSummary] = []
-    with images.quiet(), library.create(path, name, class_names) as cache:
+    with images.quiet(), caches.create(path, name, class_names) as cache:
         for table in (cache.table(which) for which in broken):
             encoder = _encoder(table.manifest, model, pretrained, device)
             again = broken[table.name]

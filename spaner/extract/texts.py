@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from spaner.cache.library import Cache, Writer
+from spaner.cache.cache import Cache, Writer
 from spaner.cache.manifest import Manifest
 from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.pipeline import NOT_FINITE, check_range

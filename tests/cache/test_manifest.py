@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spaner.cache import EncoderSpec, Manifest, default_chunk_rows, ids_sha256
-from spaner.cache.listing import pack, pack_reason, unpack
+from spaner.cache.layout import pack, pack_reason, unpack
 from spaner.errors import CacheError
 
 text = st.text(min_size=1).filter(lambda value: "\0" not in value and _encodable(value))

@@ -16,7 +16,7 @@ import zarr
 
 from spaner import cache
 from spaner.cache.hdf5_store import Hdf5Store
-from spaner.cache.store import Store, layout
+from spaner.cache.layout import Store, table_layout
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import Corrupt
 
@@ -61,7 +61,7 @@ class StoreContract:
 
     def test_every_array_is_readable_without_us(self, store: Store, made: Path, source):
         draws = {"2-shot-seed-1": 6}
-        for array, spec in layout(source.manifest, len("train/Häher/000.jpg".encode()), draws).items():
+        for array, spec in table_layout(source.manifest, len("train/Häher/000.jpg".encode()), draws).items():
             raw = self.raw_array(made, array)
             assert (raw.shape, raw.dtype) == (spec.shape, spec.dtype), array
             np.testing.assert_array_equal(store.read(TABLE, array), raw, err_msg=array)

@@ -11,7 +11,7 @@ import pytest
 from scipy.io import savemat
 
 from spaner.cache import few_shot
-from spaner.cache.subset import read_draw
+from spaner.cache.draws import read_draw
 from spaner.errors import DatasetError
 from spaner.extract.datasets.dataset import Dataset, read
 from spaner.extract.datasets.imagenet import class_names, synsets

@@ -32,11 +32,11 @@ from spaner.align.train import run as checkpoint
 from spaner.align.train.config import ExtendConfig
 from spaner.align.train.extend import extend
 from spaner.align.train.run import Run
-from spaner.cache.folds import FOLDS, other_folds
 from spaner.errors import CacheError, RunError
 from spaner.progress import Progress
 
 SHOTS = (1, 2, 4)
+FOLDS = 5
 BATCH_SIZES = {"imagenet-esc-27": 32}
 """Pairs per step; 16 for ESC-19 and others."""
 
@@ -69,6 +69,27 @@ class Heard:
     numbers: dict[str, float]
     counts: dict[str, int]
     cosines: dict[str, Float[np.ndarray, " M"]] = field(repr=False)
+
+
+def other_folds(fold: int, present: Sequence[str]) -> list[str]:
+    """Names of the folds that test where the split `fold` (1 to 5) trains, as Lin et al. (CVPR 2023) do.
+
+    Args:
+        present: splits that exist; others than "fold1" … "fold5" are ignored.
+
+    Raises:
+        CacheError: a fold is missing, or `fold` is none.
+    """
+    names = [f"fold{i}" for i in range(1, FOLDS + 1)]
+    if f"fold{fold}" not in names:
+        raise CacheError(f"fold {fold}: there is none; expected 1 to {FOLDS}; type one of them")
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise CacheError(
+            f"{', '.join(missing)} missing, found {', '.join(present) or 'none'}; the protocol tests on the "
+            f"four folds that do not train; type `spaner extract --modality audio --splits {missing[0]}`"
+        )
+    return [name for name in names if name != f"fold{fold}"]
 
 
 def splits_of(cache: caches.Cache) -> list[Split]:

@@ -28,7 +28,7 @@ from spaner.align.score.evaluate import evaluate, evaluate_pair, opened_cache
 from spaner.align.train.config import ExtendConfig
 from spaner.align.train.rows import drawn_samples, samples_of
 from spaner.align.train.run import Run
-from spaner.cache.folds import first_shots
+from spaner.cache.draws import first_shots
 from spaner.device import device_of
 from spaner.errors import CacheError, RunError
 from spaner.progress import Progress

@@ -7,7 +7,7 @@
 `imagenet-esc-19` (Lin et al. 2023) keep the classes of their map, named as ImageNet names them (a barking
 dog is an "Otterhound") and labelled by ascending ImageNet index; all five folds must be there. Where
 ImageNet is found they bring its images of the same classes, else they have sound only.
-Which rows train is decided later, by `spaner.cache.folds`. Opens no sound and downloads nothing.
+Which rows train is decided later, with `spaner.cache.draws.first_shots`. Opens no sound and downloads nothing.
 """
 
 import os
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from spaner.cache.folds import FOLDS
 from spaner.errors import DatasetError
 from spaner.extract.datasets import imagenet
 from spaner.extract.datasets.audio import Recording
@@ -25,6 +24,7 @@ from spaner.extract.datasets.lists import first_double, places, short, table
 from spaner.extract.datasets.tree import look
 
 LISTING = "meta/esc50.csv"
+FOLDS = 5
 COLUMNS = ("filename", "fold", "target", "category")
 ORDER = {"order": "as listed in meta/esc50.csv"}
 

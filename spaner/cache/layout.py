@@ -1,20 +1,26 @@
-"""The seam between tables and the two formats: what a store answers, and which arrays a table has.
+"""What a table consists of on disk: its arrays, text as fixed-width bytes, and the seam between the formats.
 
-A `Store` is reading only, because that is where the formats must agree. Writing goes through the Zarr
-store chunk by chunk, and `hdf5_store.write` makes an HDF5 file of finished tables in one pass.
+A text (an id, a failure reason) is its UTF-8 bytes padded with zeros to the width of the widest, which reads
+fast in any language and needs no string type. A file name that is not valid UTF-8 keeps its bytes
+(surrogateescape). A `Store` is reading only, because that is where the formats must agree: writing goes
+through the Zarr store chunk by chunk, and `hdf5_store.write` makes an HDF5 file of finished tables at once.
 """
 
+import hashlib
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
-from spaner.cache.listing import REASON_BYTES
 from spaner.cache.manifest import Manifest
+from spaner.errors import CacheError
 
+REASON_BYTES = 160
 PENDING, OK, FAILED = 0, 1, 2
 LISTING_CHUNK = 65_536
 CHECKSUM_BYTES = 32
@@ -78,7 +84,7 @@ class ArraySpec:
         return math.prod(self.chunk_shape) * self.stored.itemsize
 
 
-def layout(manifest: Manifest, id_bytes: int, draws: dict[str, int]) -> dict[str, ArraySpec]:
+def table_layout(manifest: Manifest, id_bytes: int, draws: dict[str, int]) -> dict[str, ArraySpec]:
     """Every array of a table. `draws` maps the name of a draw to its length."""
     n, rows, listed = manifest.chunk, manifest.rows, min(manifest.rows, LISTING_CHUNK)
     features = (rows, len(manifest.views), manifest.dim)
@@ -97,4 +103,54 @@ def layout(manifest: Manifest, id_bytes: int, draws: dict[str, int]) -> dict[str
 def stored_layout(store: Store, table: str, manifest: Manifest) -> dict[str, ArraySpec]:
     """Every array of a table that exists, with the two sizes that only the arrays know."""
     draws = {name: len(store.read(table, f"draws/{name}")) for name in sorted(manifest.draws)}
-    return layout(manifest, store.read(table, "ids", 0, 1).shape[1], draws)
+    return table_layout(manifest, store.read(table, "ids", 0, 1).shape[1], draws)
+
+
+def encode(text: str) -> bytes:
+    """UTF-8 of one id.
+
+    Raises:
+        CacheError: the text is empty, holds NUL or cannot be written as UTF-8.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise CacheError(f"id {text!r} cannot be written as UTF-8; rename the sample") from None
+    if not data or b"\0" in data:
+        raise CacheError(f"id {text!r} is empty or holds a NUL character; give every sample a printable id")
+    return data
+
+
+def pack(texts: Iterable[str]) -> UInt8[np.ndarray, "N L"]:
+    """Ids as zero-padded rows of bytes."""
+    packed = np.array([encode(text) for text in texts], dtype=np.bytes_)
+    return packed.view(np.uint8).reshape(len(packed), -1)
+
+
+def unpack(rows: UInt8[np.ndarray, "N L"]) -> np.ndarray:
+    """The texts of `pack`, as a NumPy array of str."""
+    rows = np.ascontiguousarray(rows)
+    packed = rows.view(f"S{rows.shape[1]}")[:, 0]
+    if rows.max(initial=0) < 128:  # ASCII needs no decoder, which is 30 times slower
+        return packed.astype(np.str_)
+    return np.char.decode(packed, "utf-8", "surrogateescape")
+
+
+def pack_reason(text: str) -> UInt8[np.ndarray, " R"]:
+    """One failure reason: a single line, cut at a character border to 160 bytes."""
+    line = " ".join(text.replace("\0", " ").split()) or "no reason given"
+    data = line.encode("utf-8", "replace")[:REASON_BYTES].decode("utf-8", "ignore").encode()
+    return np.frombuffer(data.ljust(REASON_BYTES, b"\0"), np.uint8)
+
+
+def ids_sha256(ids: Iterable[str]) -> str:
+    """SHA-256 over the ids in order, each as UTF-8 followed by one NUL."""
+    state = hashlib.sha256()
+    for text in ids:
+        state.update(encode(text) + b"\0")
+    return state.hexdigest()
+
+
+def drawn_sha256(ids: Sequence[str] | np.ndarray, rows: Int[np.ndarray, " K"]) -> str:
+    """The hash that a manifest keeps of a draw: `ids_sha256` of the drawn ids."""
+    return ids_sha256(str(ids[row]) for row in np.asarray(rows).tolist())

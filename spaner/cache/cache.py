@@ -13,14 +13,14 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float, Int
 
-from spaner.cache import arrays, begin, hdf5_store, seal, verify
+from spaner.cache import arrays, hdf5_store, install, integrity
+from spaner.cache.integrity import Problem
+from spaner.cache.layout import Store
 from spaner.cache.lock import Lock
 from spaner.cache.manifest import EncoderSpec, Manifest
 from spaner.cache.opening import parts_of, stores_at
 from spaner.cache.publish import ensure_root, publish, root_lock, table_lock
-from spaner.cache.store import Store
 from spaner.cache.table import Table
-from spaner.cache.verify import Problem
 from spaner.cache.writer import Writer
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt, Mismatch, Unsealed
@@ -63,7 +63,7 @@ def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache
     staging = ZarrStore(parts_of(path) if hdf5 else path)
     with root_lock(path):
         if not hdf5:
-            ensure_root(staging, seal.root_attributes(dataset, names))
+            ensure_root(staging, integrity.root_attributes(dataset, names))
         there = path.exists() or (staging.path / "zarr.json").is_file()
         stores = stores_at(path) if there else []
     for store in stores:
@@ -157,7 +157,7 @@ class Cache:
     def verify(self) -> list[Problem]:
         """Everything that is damaged; reads every byte once. Empty when the cache is sound."""
         stores = [store for store in self._stores if store.path.exists()]
-        return [problem for store in stores for problem in verify.verify(store)]
+        return [problem for store in stores for problem in integrity.verify(store)]
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -188,8 +188,8 @@ class Cache:
         """
         staging, draws = self._writable(), draws or {}
         ids, labels = [str(name) for name in ids], np.asarray(labels)
-        begin.check_manifest(manifest, self.dataset)
-        begin.check_listing(manifest, ids, labels, draws, len(self.class_names))
+        install.check_manifest(manifest, self.dataset)
+        install.check_listing(manifest, ids, labels, draws, len(self.class_names))
         if overwrite and worker[1] > 1:
             raise CacheError(
                 f"--overwrite of {manifest.table} needs a single worker, found {worker[1]}; use one"
@@ -197,7 +197,7 @@ class Cache:
         release = self._acquire(manifest.table, worker)
         try:
             published = self._prepare(
-                staging, manifest, begin.packed(ids, labels, draws), overwrite=overwrite
+                staging, manifest, install.packed(ids, labels, draws), overwrite=overwrite
             )
             reopen = (lambda chunks: self._reopen(staging, manifest, chunks)) if published else None
             guard = partial(root_lock, self.path)
@@ -260,7 +260,7 @@ class Cache:
         try:
             if self._staging is not None and self._staging.path != self.path:
                 with root_lock(self.path):
-                    attributes = seal.root_attributes(self.dataset, self.class_names)
+                    attributes = integrity.root_attributes(self.dataset, self.class_names)
                     publish(self.path, self._staging, attributes, lambda table: table in self._kept)
         finally:
             for table in list(self._kept):
@@ -309,18 +309,18 @@ class Cache:
         """Make the table or agree with it; True if it is finished and lies in the HDF5 file."""
         table = manifest.table
         with root_lock(self.path):
-            ensure_root(staging, seal.root_attributes(self.dataset, self.class_names))
+            ensure_root(staging, integrity.root_attributes(self.dataset, self.class_names))
             if overwrite or table not in self._names():
-                begin.create(staging, manifest, listing)
+                install.create(staging, manifest, listing)
                 return False
             store = self.store(table)
-        begin.agree(store, manifest, listing)
+        install.agree(store, manifest, listing)
         return store is not staging
 
     def _reopen(self, staging: ZarrStore, manifest: Manifest, chunks: list[int]) -> None:
         with root_lock(self.path):
-            ensure_root(staging, seal.root_attributes(self.dataset, self.class_names))
+            ensure_root(staging, integrity.root_attributes(self.dataset, self.class_names))
             attributes = {"manifest": manifest.to_json()}
-            begin.copy(
+            install.copy(
                 self.store(manifest.table), staging, manifest.table, attributes=attributes, skip=chunks
             )

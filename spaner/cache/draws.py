@@ -57,6 +57,32 @@ def _draw(labels: np.ndarray, shots: int, stream: random.Random) -> np.ndarray:
     return np.array([row for rows in drawn for row in rows], np.int64)
 
 
+def first_shots(
+    labels: Int[np.ndarray, " N"], shots: int
+) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
+    """Training and validation rows without chance: the first and the next `shots` rows of each class.
+
+    Rows come class after class, in the order of labels.
+
+    Raises:
+        CacheError: no shots, or a class with fewer than twice as many rows.
+    """
+    if shots < 1:
+        raise CacheError(f"a selection needs at least 1 shot, found {shots}")
+    labels = np.asarray(labels)
+    rows = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+    short = [label for label, found in rows.items() if len(found) < 2 * shots]
+    if short:
+        raise CacheError(
+            f"class {short[0]} has {len(rows[short[0]])} rows; {shots} shots need {2 * shots} (to train and to "
+            "validate); ask for fewer shots, or extract the table again without failed rows"
+        )
+    empty = [np.empty(0, np.int64)]
+    train = np.concatenate([found[:shots] for found in rows.values()] or empty)
+    validate = np.concatenate([found[shots : 2 * shots] for found in rows.values()] or empty)
+    return train, validate
+
+
 def read_draw(
     path: str | Path,
     ids: Sequence[str] | np.ndarray,

@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Int
 
 from spaner.cache import files
-from spaner.cache.listing import drawn_sha256, ids_sha256, pack
+from spaner.cache.layout import ArraySpec, Store, drawn_sha256, ids_sha256, pack, stored_layout, table_layout
 from spaner.cache.manifest import SCHEMA, Manifest
-from spaner.cache.store import ArraySpec, Store, layout, stored_layout
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Mismatch
 
@@ -116,7 +115,7 @@ def packed(ids: Sequence[str], labels: np.ndarray, draws: Draws) -> dict[str, np
 def create(store: ZarrStore, manifest: Manifest, listing: Mapping[str, np.ndarray]) -> None:
     """Bring a table without rows into being, replacing one of the same name."""
     draws = {name: len(listing[f"draws/{name}"]) for name in manifest.draws}
-    arrays = layout(manifest, listing["ids"].shape[1], draws)
+    arrays = table_layout(manifest, listing["ids"].shape[1], draws)
     with _installing(store, manifest.table) as folder:
         _start(store, folder, {"manifest": manifest.to_json()}, arrays)
         for array, rows in listing.items():
