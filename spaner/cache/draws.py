@@ -74,8 +74,8 @@ def first_shots(
     short = [label for label, found in rows.items() if len(found) < 2 * shots]
     if short:
         raise CacheError(
-            f"class {short[0]} has {len(rows[short[0]])} rows; {shots} shots need {2 * shots} (to train and to "
-            "validate); ask for fewer shots, or extract the table again without failed rows"
+            f"class {short[0]} has {len(rows[short[0]])} rows; {shots} shots need {2 * shots} (to train and "
+            "to validate); ask for fewer shots, or extract the table again without failed rows"
         )
     empty = [np.empty(0, np.int64)]
     train = np.concatenate([found[:shots] for found in rows.values()] or empty)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from spaner.cache.draws import few_shot_splits, read_draw
 from spaner.cache.layout import drawn_sha256, ids_sha256
 from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.errors import DatasetError

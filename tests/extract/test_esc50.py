@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from spaner.align.paper.audio import other_folds
 from spaner.cache.draws import first_shots
-
 from spaner.errors import CacheError, DatasetError
 from spaner.extract.datasets import dataset as datasets
 from spaner.extract.datasets import esc50

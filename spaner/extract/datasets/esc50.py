@@ -7,7 +7,7 @@
 `imagenet-esc-19` (Lin et al. 2023) keep the classes of their map, named as ImageNet names them (a barking
 dog is an "Otterhound") and labelled by ascending ImageNet index; all five folds must be there. Where
 ImageNet is found they bring its images of the same classes, else they have sound only.
-Which rows train is decided later, with `spaner.cache.draws.first_shots`. Opens no sound and downloads nothing.
+Which rows train is decided later, by `cache.draws.first_shots`. Opens no sound and downloads nothing.
 """
 
 import os
