@@ -40,6 +40,8 @@ def train(
         return
     rows = f"{run.draw['rows']:,} training rows, {run.seconds:.1f} s"
     print_scores(run.metrics or {}, f"{config.title}, {rows}", name=label(config))
+    if across := (run.metrics or {}).get("modalities"):
+        print_pairs(across)
     if run.selection.get("choice"):
         console.say(f"settings: {told(run.selection)}")
     console.say(f"run: {folder}")
@@ -88,6 +90,23 @@ def print_scores(
         console.say(
             "synthetic embeddings (random weights or made-up vectors): compare with no published number"
         )
+
+
+def print_pairs(across: dict[str, Any]) -> None:
+    """Recall@1 from each modality (rows) to each other (columns), emergent pairs marked, and chance."""
+    cells = {(p["query"], p["target"]): p for p in across["pairs"]}
+    names = list(dict.fromkeys(query for query, _ in cells))
+    rows = [[query, *(_pair_cell(cells.get((query, target))) for target in names)] for query in names]
+    console.table(["from, to", *names], rows, "between modalities (chance in brackets)")
+    if across["emergent"]:
+        console.say("* emergent: no loss ever compared the two")
+
+
+def _pair_cell(pair: dict[str, Any] | None) -> str:
+    if pair is None:
+        return "–"
+    mark = " *" if pair["emergent"] else ""
+    return f"{console.percent(pair['recall@1'])} ({console.percent(pair['chance'])}){mark}"
 
 
 def score_cells(metrics: dict[str, Any]) -> list[str]:

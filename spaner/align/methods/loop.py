@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spaner.align.methods.task import Task
+from spaner.align.methods.task import Companion, Task
 from spaner.device import fast_products, keep_freed_memory, precision_of, threads
 from spaner.errors import RunError
 from spaner.progress import Progress
@@ -42,10 +42,33 @@ class Loop:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Rows of a further modality: sample i has ``x[start[i] : start[i] + count[i]]`` to draw from.
+
+    A sample with count 0 lacks the modality: its row in a batch is zeros, which no embedding is.
+    """
+
+    modality: str
+    x: Float[Tensor, "R W"]
+    start: Int[Tensor, " M"]
+    count: Int[Tensor, " M"]
+
+    def partners(self, generator: torch.Generator) -> Int[Tensor, " M"]:
+        """A row for every sample; where it has none, the one behind the last."""
+        chance = torch.rand(len(self.count), generator=generator, dtype=torch.float64)
+        return torch.where(self.count > 0, self.start + (chance * self.count).long(), len(self.x))
+
+    def rows(self) -> Float[Tensor, "R1 W"]:
+        """`x`, and the row of zeros behind it."""
+        return torch.cat([self.x, self.x.new_zeros(1, self.x.shape[1])])
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Samples, and for each class a run of rows in a pool from which a sample's partner is drawn.
 
     The partners of class c are ``pool[start[c] : start[c] + count[c]]``; every class of ``labels`` has some.
+    `others` are the pools of further modalities that are trained together with these two.
     """
 
     modality: str
@@ -55,6 +78,7 @@ class Pairs:
     pool: Float[Tensor, "R W"]
     start: Int[Tensor, " C"]
     count: Int[Tensor, " C"]
+    others: tuple[Pool, ...] = ()
 
     def partners(self, generator: torch.Generator) -> Int[Tensor, " M"]:
         """A row of the pool for every sample, uniform over the partners of its class."""
@@ -74,7 +98,21 @@ def pairs_of(task: Task) -> Pairs:
         pool=task.text.flatten(0, 1),
         start=torch.arange(classes) * templates,
         count=torch.full((classes,), templates),
+        others=tuple(_pool(name, each, task) for name, each in task.companions.items()),
     )
+
+
+def _pool(modality: str, companion: Companion, task: Task) -> Pool:
+    """All views of a sample's own row, or of every row of its class."""
+    rows, views = companion.samples, companion.samples.x.shape[1]
+    if companion.row is not None:
+        count = torch.where(companion.row >= 0, views, 0)
+        x, start = rows.x, companion.row * views
+    else:
+        x, of_class = rows.x[rows.labels.argsort(stable=True)], torch.bincount(rows.labels) * views
+        count, start = of_class[task.labels], (of_class.cumsum(0) - of_class)[task.labels]
+    each = task.x.shape[1]
+    return Pool(modality, x.flatten(0, 1), start.repeat_interleave(each), count.repeat_interleave(each))
 
 
 def optimise(
@@ -114,17 +152,19 @@ def batch_numbers(pairs: Pairs, settings: Any) -> int:
     return min(len(pairs.x), settings.batch_size) * pairs.x.shape[1]
 
 
-def draws(pairs: Pairs, settings: Any) -> Iterator[Int[Tensor, "3 M"]]:
-    """For every epoch the row of a sample, its partner's row in the pool, and its class, in order of use."""
+def draws(pairs: Pairs, settings: Any) -> Iterator[Int[Tensor, "R M"]]:
+    """For every epoch the row of a sample, its partner's row in the pool, its class, and its rows in the
+    other pools, in order of use."""
     generator = torch.Generator().manual_seed(settings.seed)
     for _ in range(settings.epochs):
         order = torch.randperm(len(pairs.x), generator=generator)
         partners = pairs.partners(generator)
-        yield torch.stack([order, partners[order], pairs.labels[order]])
+        others = [pool.partners(generator)[order] for pool in pairs.others]
+        yield torch.stack([order, partners[order], pairs.labels[order], *others])
 
 
 def passes(
-    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Any, device: torch.device, step: Step
+    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K R M"]], settings: Any, device: torch.device, step: Step
 ) -> Iterator[tuple[dict[str, Float[Tensor, "*K"]], float]]:
     """Take all steps of every epoch; after each epoch the means of the losses and the last share of the rate.
 
@@ -143,9 +183,10 @@ def passes(
 
 
 def _passes(
-    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K 3 M"]], settings: Any, device: torch.device, step: Step
+    pairs: Pairs, drawn: Iterable[Int[Tensor, "*K R M"]], settings: Any, device: torch.device, step: Step
 ) -> Iterator[tuple[dict[str, Float[Tensor, "*K"]], float]]:
     x, pool = pairs.x.to(device), pairs.pool.to(device)
+    others = {other.modality: other.rows().to(device) for other in pairs.others}
     bounds = batch_bounds(len(x), settings.batch_size)
     fractions = _cosine(1.0, settings.epochs * len(bounds))
     keep_freed_memory(device)
@@ -154,8 +195,12 @@ def _passes(
         sums: dict[str, Tensor] = {}
         for start, stop in bounds:
             fraction = next(fractions)
-            rows, columns, labels = index[..., start:stop].unbind(-2)
+            rows, columns, labels, *further = index[..., start:stop].unbind(-2)
             batch = {pairs.modality: _gather(x, rows), pairs.partner: _gather(pool, columns)}
+            batch |= {
+                name: _gather(own, places)
+                for (name, own), places in zip(others.items(), further, strict=True)
+            }
             for name, value in step(fraction, batch, labels).items():
                 sums[name] = sums.get(name, 0) + value.detach() * (stop - start)
         yield {name: total / len(x) for name, total in sums.items()}, fraction

@@ -36,8 +36,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spaner.align.methods import method as methods
+from spaner.align.methods import objective
 from spaner.align.methods.loop import optimise, pairs_of
-from spaner.align.methods.losses import collision_rate, contrastive
+from spaner.align.methods.losses import collision_rate, pairs
 from spaner.align.methods.state import load_tensors, module_tensors
 from spaner.align.methods.task import Facts, Query, Task, Tools
 from spaner.errors import RecipeError
@@ -74,10 +75,20 @@ class Settings:
     targets: Literal["diagonal", "class"] = option(
         "diagonal", "Positives: the pair itself, or all of its class.", axis="target_kinds"
     )
+    modalities: str = option(
+        "image,text", "Modalities trained together, text among them; the first decides the width.", axis=None
+    )
+    pair: Literal["class", "id"] = option(
+        "class", "What a further modality's row shares with its sample: the class, or the id.", axis=None
+    )
+    objective: str = option(
+        "pairs", "Losses between modalities: pairs, gram, symile, pmrl, modgap, weighted."
+    )
 
     def __post_init__(self) -> None:
         check(self)
         check_name(methods.ALIGNERS, "aligner", self.aligner, RecipeError)
+        objective.weights(self.objective)
 
 
 class Spaner(nn.Module):
@@ -88,7 +99,8 @@ class Spaner(nn.Module):
         logit_scale: 1 / temperature of both losses.
         seed: of the initial weights; torch's global generator is neither read nor moved.
         newcomers: modalities that joined a trained core. Their embeddings mean nothing in the core's frozen
-            space, so they neither start at the identity nor are blended.
+            space, so they neither start at the identity nor are blended; neither do the third modality and
+            those after it, which come from encoders of their own.
         **options: fields of `Settings`.
 
     Raises:
@@ -109,7 +121,10 @@ class Spaner(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.own, self.logit_scale, self.newcomers = Settings(**options), logit_scale, set(newcomers)
+        self.own, self.logit_scale = Settings(**options), logit_scale
+        self.newcomers = {*newcomers, *list(widths)[2:]}
+        self.objective = objective.weights(self.own.objective)
+        objective.check_modalities(self.objective, list(widths))
         self.history: list[dict[str, float]] = []
         self.dim = next(iter(widths.values()))
         self.out_dim = self.own.out_dim or self.dim
@@ -198,18 +213,21 @@ class Spaner(nn.Module):
         labels: Int[Tensor, " B"],
         **numbers: Float[Tensor, ""],
     ) -> dict[str, Float[Tensor, ""]]:
-        """L, its two terms, and the share of samples whose class occurs twice. `batch` holds two modalities.
+        """L, its two terms, and the share of samples whose class occurs twice.
 
+        `batch` holds two modalities or more; a row of zeros is a row that is missing.
         `numbers` replace those of `stacked_numbers` by tensors: models trained as one have each their own.
         """
         lam, scale = numbers.get("lam", self.own.lam), numbers.get("logit_scale", self.logit_scale)
-        (f1, z1), (f2, z2) = (self(modality, x) for modality, x in batch.items())
-        exact = torch.promote_types(f1.dtype, torch.float32)  # bfloat16 would round cosines to 1/256
-        with torch.autocast(f1.device.type, enabled=False):
+        found = [self(modality, x) for modality, x in batch.items()]
+        exact = torch.promote_types(found[0][0].dtype, torch.float32)  # bfloat16 rounds cosines to 1/256
+        present = None if len(found) == 2 else torch.stack([(x != 0).any(1) for x in batch.values()])
+        with torch.autocast(found[0][0].device.type, enabled=False):
             positives = labels if self.own.targets == "class" else None
             options = {"direction": self._asks(list(batch)), "labels": positives}
-            align = contrastive(f1.to(exact), f2.to(exact), scale, **options)
-            pooled = contrastive(z1.to(exact), z2.to(exact), scale, **options)
+            f, z = [f.to(exact) for f, _ in found], [z.to(exact) for _, z in found]
+            align = objective.total(self.objective, f, scale, present, options)
+            pooled = pairs(z, scale, present, **options)
         return {
             "loss": align + lam * pooled,
             "align": align,
@@ -223,6 +241,11 @@ class Spaner(nn.Module):
         wanted = self.own.direction
         if wanted == "both" or (wanted not in modalities and wanted in self.aligners):
             return "both"
+        if len(modalities) > 2:
+            raise RecipeError(
+                f"direction is {wanted!r} and {len(modalities)} modalities are trained together; "
+                "expected both; use direction=both"
+            )
         if wanted not in modalities:
             raise RecipeError(
                 f"direction is {wanted!r}, and the run knows {', '.join(self.aligners)}; "

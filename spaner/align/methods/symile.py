@@ -116,7 +116,7 @@ def shifts(others: int, batch: int, device: torch.device | str = "cpu") -> Int[T
     return torch.stack([(places + shift) % batch for shift in range(1, others + 1)])
 
 
-def scale_for(scale: float, width: int, modalities: int) -> float:
+def scale_for(scale: float | Float[Tensor, ""], width: int, modalities: int) -> float | Float[Tensor, ""]:
     """The scale at which the product of `modalities` random unit vectors spreads as far as the cosine of two
     does at `scale`: times width^((M-2)/2)."""
     return scale * width ** ((modalities - 2) / 2)

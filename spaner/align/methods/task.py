@@ -78,12 +78,24 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """Rows of a further modality, for joint training.
+
+    `row` is the row of each training sample, -1 where it is missing; None: any row of the sample's class.
+    """
+
+    samples: Samples
+    row: Int[Tensor, " N"] | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """Training material: samples of one modality, and the texts of their classes.
 
     `modality` names what `x` holds; its class i is described by `text[i]`, one vector per template of the set
     `templates`. `texts` holds every set of the cache by name. `queries` names the set that asks, by kind.
-    `validation` are rows that were not drawn for training, or None where the cache has none.
+    `validation` are rows that were not drawn for training, or None where the cache has none. `companions`
+    are the modalities that are trained together with these two.
     """
 
     dataset: str
@@ -102,10 +114,12 @@ class Task:
     texts: dict[str, Texts] = field(default_factory=dict)
     queries: Mapping[str, str] = field(default_factory=dict)
     validation: Samples | None = None
+    companions: Mapping[str, Companion] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
-        return {self.modality: self.x.shape[2], "text": self.text.shape[2]}
+        further = {name: each.samples.x.shape[2] for name, each in self.companions.items()}
+        return {self.modality: self.x.shape[2], "text": self.text.shape[2], **further}
 
     @property
     def support(self) -> Samples:

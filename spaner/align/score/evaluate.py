@@ -12,7 +12,7 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner import cache as caches
-from spaner.align.score import metrics, retrieval
+from spaner.align.score import metrics, pairs, retrieval
 from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
 from spaner.errors import CacheError, DatasetError
 
@@ -151,6 +151,24 @@ def evaluate_pair(run: Any, cache: caches.Cache | str | Path, query: str, target
     (queries, query_labels), (targets, target_labels) = sides
     scores = retrieval.retrieval(queries, targets, query_labels, target_labels)
     return {"query": query, "target": target, **scores}
+
+
+def evaluate_modalities(
+    run: Any, cache: caches.Cache | str | Path, trained: Collection[tuple[str, str]]
+) -> dict[str, Any]:
+    """Retrieval from every modality of a run to every other, emergent pairs apart: `pairs.ordered_pairs`.
+
+    Text is the table of class names, every other modality its `test` table where the cache has one.
+
+    Args:
+        trained: pairs of modalities that a loss compared.
+    """
+    opened = opened_cache(cache)
+    asked = {name: f"{name}/test" for name in run.widths} | {"text": asking(opened)["semantic"]}
+    tables = {name: table for name, table in asked.items() if name in run.widths and opened.has(table)}
+    for table in tables.values():
+        run.check(opened.table(table).manifest)
+    return pairs.ordered_pairs({n: embedded(run, opened, table) for n, table in tables.items()}, trained)
 
 
 def embedded(

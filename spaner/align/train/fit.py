@@ -15,8 +15,9 @@ from spaner import cache as caches
 from spaner.align.methods import method as methods
 from spaner.align.methods.loop import batch_numbers, pairs_of
 from spaner.align.methods.task import Task, Tools
-from spaner.align.score.evaluate import evaluate, opened_cache
+from spaner.align.score.evaluate import evaluate, evaluate_modalities, opened_cache
 from spaner.align.train.config import TrainConfig
+from spaner.align.train.joint import trained_together
 from spaner.align.train.run import Run
 from spaner.align.train.select import Receipt, fit_chosen
 from spaner.align.train.task import task
@@ -74,6 +75,8 @@ def train(
     run = fit(opened, config, progress)
     folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
     run.metrics = evaluate(run, opened)
+    if len(run.widths) > 2:
+        run.metrics["modalities"] = evaluate_modalities(run, opened, trained_together(run))
     return run, run.save(folder)
 
 

@@ -21,6 +21,12 @@ def drawn_samples(table: caches.Table, shots: int | None, draw_seed: int) -> Sam
     return samples_of(table, *_drawn_rows(table, shots, draw_seed))
 
 
+def good_rows(table: caches.Table, shots: int | None, draw_seed: int) -> Int[np.ndarray, " N"]:
+    """The rows that `drawn_samples` reads, in its order."""
+    rows = _drawn_rows(table, shots, draw_seed)[0]
+    return rows[table.ok[rows]]
+
+
 def samples_of(
     table: caches.Table, rows: Int[np.ndarray, " K"], shots: int | None, seed: int | None
 ) -> Samples:

@@ -11,23 +11,30 @@ from spaner import cache as caches
 from spaner.align.methods.task import Task, Texts
 from spaner.align.score.tables import class_texts, query_sets, tested_table
 from spaner.align.train.config import TrainConfig
+from spaner.align.train.joint import companions, modalities_of
 from spaner.align.train.rows import drawn_samples, validation_samples
 from spaner.errors import CacheError, Mismatch, RecipeError
 
 
-def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -> Task:
-    """The training rows of `modality` and the texts of a template set, ready to train on.
+def task(cache: caches.Cache, config: TrainConfig) -> Task:
+    """The training rows of the first modality, the texts of a template set, and further modalities, ready to
+    train on.
 
     Raises:
         CacheError: a table, a draw or a class's text is missing. Unsealed: a table is not finished.
         Corrupt: an embedding is not finite. Mismatch: rows and texts come from different encoder weights.
         RecipeError: logit_scale=auto and the encoder has none of its own.
     """
+    names = modalities_of(config)
+    modality = names[0]
     samples, texts = cache.table(f"{modality}/train"), cache.table(f"text/{config.templates}")
     _check_same_weights(samples.manifest, texts.manifest)
     drawn = drawn_samples(samples, config.shots, config.draw_seed)
     encoders = {modality: samples.manifest.encoder, "text": texts.manifest.encoder}
     sets = _template_sets(cache, config.templates)
+    further = list(companions(cache, config, names))
+    encoders |= {name: table.manifest.encoder for name, _, table in further}
+    read = [samples, texts, *(table for _, _, table in further)]
     return Task(
         dataset=cache.dataset,
         class_names=tuple(cache.class_names),
@@ -43,7 +50,8 @@ def task(cache: caches.Cache, config: TrainConfig, *, modality: str = "image") -
         logit_scale=scale_of(config, encoders),
         draw=drawn.draw,
         encoders=encoders,
-        tables={table.name: table.manifest.sha256 for table in (samples, texts)},
+        tables={table.name: table.manifest.sha256 for table in read},
+        companions={name: rows for name, rows, _ in further},
     )
 
 

@@ -1,0 +1,94 @@
+"""Joint training: which modalities, and which of their rows belong to a sample.
+
+`--modalities image,text,audio` trains three at once. The first that is not text gives the samples; text gives
+every class its names; a further modality gives each sample a row of its class, or with `--pair id` the row of
+its own id, if it has one. Reads `<modality>/train` of each and never a test row.
+"""
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from spaner import cache as caches
+from spaner.align.methods.task import Companion, Samples
+from spaner.align.train.rows import drawn_samples, good_rows, samples_of
+from spaner.errors import CacheError, RecipeError
+
+
+def modalities_of(config: Any) -> tuple[str, ...]:
+    """The modalities that a configuration trains together, the samples' first; image and text by default.
+
+    Raises:
+        RecipeError: one modality, one twice, or no text.
+    """
+    text = getattr(config, "modalities", "image,text")
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if len(set(names)) < max(2, len(names)) or "text" not in names:
+        raise RecipeError(
+            f"modalities is {text!r}; expected two different ones or more, text among them, since "
+            "class names are what is asked for; write for example --modalities image,text,audio"
+        )
+    return tuple(name for name in names if name != "text")
+
+
+def companions(
+    cache: caches.Cache, config: Any, names: tuple[str, ...]
+) -> Iterator[tuple[str, Companion, caches.Table]]:
+    """Name, rows and table of every modality that is trained beside the samples and the texts.
+
+    Raises:
+        CacheError: a table is missing, a class has no row, or no id is in common.
+    """
+    anchor = cache.table(f"{names[0]}/train")
+    for name in names[1:]:
+        table = cache.table(f"{name}/train")
+        if config.pair == "id":
+            yield name, _of_one_sample(table, anchor, config), table
+        else:
+            samples = drawn_samples(table, config.shots, config.draw_seed)
+            _check_classes(
+                samples, drawn_samples(anchor, config.shots, config.draw_seed), name, names[0], cache
+            )
+            yield name, Companion(samples), table
+
+
+def _of_one_sample(table: caches.Table, anchor: caches.Table, config: Any) -> Companion:
+    """The rows whose id a training sample has; -1 for samples without one."""
+    wanted = anchor.ids[good_rows(anchor, config.shots, config.draw_seed)]
+    places = {str(name): row for row, name in enumerate(table.ids) if table.ok[row]}
+    rows = np.array([places.get(str(name), -1) for name in wanted])
+    found = np.unique(rows[rows >= 0])
+    if not len(found):
+        raise CacheError(
+            f"no id of {table.name} is the id of a training row of {anchor.name}: found "
+            f"{str(table.ids[0])!r} beside {str(wanted[0])!r}; expected rows of one sample "
+            "under one id; use --pair class"
+        )
+    return Companion(samples_of(table, found, None, None), _positions(rows, found))
+
+
+def _positions(rows: Int[np.ndarray, " N"], found: Int[np.ndarray, " K"]) -> Int[Tensor, " N"]:
+    """Where each row stands among those that were found; -1 stays."""
+    return torch.from_numpy(np.where(rows >= 0, np.searchsorted(found, rows), -1))
+
+
+def _check_classes(samples: Samples, anchors: Samples, name: str, anchor: str, cache: caches.Cache) -> None:
+    alone = sorted(set(anchors.labels.tolist()) - set(samples.labels.tolist()))
+    if alone:
+        raise CacheError(
+            f"class {cache.class_names[alone[0]]!r} has {anchor} and no {name} to train with ({len(alone)} "
+            f"such classes); expected one row each at least; extract {name}/train for these classes, or pair "
+            "rows of one sample with --pair id"
+        )
+
+
+def trained_together(run: Any) -> list[tuple[str, str]]:
+    """Pairs of modalities that a loss compared: all of the core, and a later one with its anchor."""
+    joined = {each["config"]["modality"]: each["config"]["anchor"] for each in run.extensions}
+    core = [name for name in run.widths if name not in joined]
+    return [*combinations(core, 2), *joined.items()]
