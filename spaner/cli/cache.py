@@ -132,6 +132,9 @@ def repair(
     data_root: Annotated[
         Path | None, typer.Option(help="Root folder of the data, as given to extract.")
     ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Let a list name files outside its data root.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Config JSON, if the model came from one.")] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Checkpoint file, if the weights came from one.")
@@ -145,7 +148,7 @@ def repair(
 
     with console.progress() as progress:
         places = {"dataset": dataset, "data_root": data_root, "model": model, "pretrained": pretrained}
-        summary = mend(path, **places, progress=progress)
+        summary = mend(path, **places, allow_outside=allow_outside, progress=progress)
     console.say(f"{path}: {summary.repaired} chunks extracted again")
 
 

@@ -8,13 +8,13 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from spaner import registry
 from spaner.cache import cache as caches
 from spaner.cache.cache import Cache, Writer
 from spaner.cache.manifest import Manifest
@@ -72,8 +72,8 @@ def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> Extra
     fields = [field.name for field in dataclasses.fields(ExtractConfig)]
     for name in overrides:
         if name not in fields:
-            near = get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = registry.nearest(name, fields, cutoff=0.6)
+            hint = f"; did you mean {near}?" if near else ""
             raise RecipeError(f"extract: no setting {name!r}; expected one of {', '.join(fields)}{hint}")
     config = dataclasses.replace(config or ExtractConfig(), **overrides)
     given = config.draws_from

@@ -12,9 +12,9 @@ from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.errors import DatasetError
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
-from spaner.extract.datasets.dataset import Dataset, Split
+from spaner.extract.datasets.dataset import VANILLA, Dataset, Split
 from spaner.extract.draws import draw_shots, draws_of
-from spaner.extract.templates import tables
+from spaner.extract.templates import QUERY, tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,8 @@ def view_names(count: int) -> tuple[str, ...]:
 def _texts(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
     labels = np.arange(len(dataset.class_names), dtype=np.int32)
     ids = texts.ids(dataset.class_names)
-    sets = tables(config.templates)
+    own = {QUERY: [dataset.template]} if dataset.template != VANILLA else {}
+    sets = tables(config.templates) | own
     return [TablePlan("text", name, ids, labels, tuple(found)) for name, found in sets.items()]
 
 

@@ -27,6 +27,7 @@ def repair(
     *,
     dataset: str | None = None,
     data_root: Path | None = None,
+    allow_outside: bool = False,
     model: str | None = None,
     pretrained: str | None = None,
     device: str = "auto",
@@ -36,6 +37,7 @@ def repair(
 
     Args:
         dataset: what was given to extract; needed where the cache's data set has no place of its own.
+        allow_outside: let a list name files that lie outside its data root, as given to extract.
         model: the config JSON or folder, if the model came from one.
         pretrained: the checkpoint file, if the weights came from one.
 
@@ -53,7 +55,12 @@ def repair(
         for table in (cache.table(which) for which in broken):
             encoder = _encoder(table.manifest, model, pretrained, device)
             again = broken[table.name]
-            done.append(_mend(cache, table, again, encoder, dataset, data_root, progress or no_progress))
+            found = (
+                None
+                if table.manifest.modality == "text"
+                else _source(table, dataset, data_root, allow_outside=allow_outside)
+            )
+            done.append(_mend(cache, table, again, encoder, found, progress or no_progress))
     return Summary(path, done, repaired=sum(map(len, broken.values())))
 
 
@@ -78,14 +85,12 @@ def _mend(
     table: Table,
     chunks: list[int],
     encoder: Encoder,
-    dataset: str | None,
-    root: Path | None,
+    source: Split | None,
     progress: Progress,
 ) -> TableSummary:
     manifest, measured = table.manifest, table.measured
     ids, labels = table.ids.tolist(), table.labels
     draws = {name: table.draw(*_shots_and_seed(name)) for name in manifest.draws}
-    source = None if manifest.modality == "text" else _source(manifest, ids, labels, dataset, root)
     done = 0
 
     def tick(rows: int) -> None:
@@ -116,15 +121,17 @@ def _shots_and_seed(draw: str) -> tuple[int, int, str]:
     return int(shots), int(seed), kind
 
 
-def _source(manifest: Manifest, ids: list[str], labels: Any, dataset: str | None, root: Path | None) -> Split:
+def _source(table: Table, dataset: str | None, root: Path | None, *, allow_outside: bool) -> Split:
     """Where the table's samples come from, found by their ids in any split of the data set."""
+    manifest, ids = table.manifest, table.ids.tolist()
     spec = dataset or manifest.dataset
     if spec.partition(":")[0] not in registry.names(DATASETS, "dataset"):
         raise DatasetError(
             f"{manifest.table}: the cache does not say where data set {spec!r} lies; expected what was given "
             "to extract; type for example `--dataset folder:PATH`"
         )
-    splits = read(spec, root, seed=manifest.seed).splits.get(manifest.modality, {})
+    found = read(spec, root, seed=manifest.seed, allow_outside=allow_outside)
+    splits = found.splits.get(manifest.modality, {})
     place = {key: split.open for split in splits.values() for key in split.ids}
     missing = [key for key in ids if key not in place]
     if missing:
@@ -132,7 +139,7 @@ def _source(manifest: Manifest, ids: list[str], labels: Any, dataset: str | None
             f"{manifest.table}: {len(missing):,} of {len(ids):,} ids are not in {spec}, first "
             f"{missing[0]!r}; expected the data set that was extracted; check --dataset and --data-root"
         )
-    return Split(ids, labels, lambda key: place[key](key))
+    return Split(ids, table.labels, lambda key: place[key](key))
 
 
 def _audio_options(spec: EncoderSpec) -> dict[str, Any]:

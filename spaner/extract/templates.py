@@ -8,7 +8,8 @@ The sets lie in ``templates.json``, verbatim and in the order in which they beco
     ensemble             180 = 31 generic ones, CLIP's 80 for ImageNet and 108 of other data sets, sorted; the
                          reference keeps them in a set, whose order changes from process to process
 
-A set or file fills the text table of its name, so two of one name are refused.
+A set or file fills the text table of its name, so two of one name are refused. The table `query` belongs to
+the data set: its own query where that is not `vanilla` (CoOp's "{} texture.").
 """
 
 import json
@@ -21,6 +22,7 @@ from spaner.errors import DatasetError
 from spaner.extract.datasets.dataset import LONGEST
 from spaner.extract.datasets.lists import first_double, lines, short
 
+QUERY = "query"
 NAMES = ("mined", "vanilla", "classname", "ensemble", "hand_crafted")
 
 
@@ -31,12 +33,12 @@ def tables(names: Sequence[str]) -> dict[str, list[str]]:
         DatasetError: what `templates` raises, or two of them would fill one table.
     """
     source = {table_name(name): name for name in names}
-    first = {name: name for name in NAMES}
+    first = {name: name for name in (*NAMES, QUERY)}
     for name in names:
         table = table_name(name)
         before = first.setdefault(table.casefold(), name)  # one folder on a disk that ignores case
         if before != name:
-            which = "the set of that name" if before in NAMES else before
+            which = "the set of that name" if before in (*NAMES, QUERY) else before
             raise DatasetError(
                 f"--templates {name}: fills the table text/{table}, as {which} does; expected a name of its "
                 "own; rename the file"

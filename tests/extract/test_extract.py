@@ -1,6 +1,7 @@
 """Stage 1 end to end: files in, sealed cache out, whatever happens in between."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import spaner.cache
@@ -399,3 +401,42 @@ def test_lower_precision_stores_its_agreement_with_float32(extract: Any, class_f
             assert 0.99 < agreement["min_cosine"] <= agreement["mean_cosine"] < 1
         assert cache.table("image/train").measured["agreement"]["rows"] == 21
     assert 0.99 < summary.tables[0].agreement < 1
+
+
+def test_a_data_sets_own_query_fills_a_text_table(tmp_path: Path, tiny_model: Path) -> None:
+    splits = {"train": [["a.jpg", 0, "banded"]], "val": [], "test": [["b.jpg", 0, "banded"]]}
+    listing = tmp_path / "split_zhou_DescribableTextures.json"
+    listing.write_text(json.dumps(splits))
+    given = {"model": str(tiny_model), "pretrained": "random", "cache": tmp_path / "c", "dry_run": True}
+    summary = extract_(dataset=f"coop:{listing}", templates=("vanilla",), **given)
+    names = [table.name for table in summary.tables]
+    assert names == ["image/train", "image/test", "text/vanilla", "text/query"]
+    assert summary.left_out == {"splits without rows": (1, "image/val")}
+
+
+def test_hostile_files_of_a_list_are_failed_rows_and_no_more(extract: Any, tmp_path: Path) -> None:
+    for i in range(4):
+        picture(i).save(tmp_path / f"good{i}.jpg")
+    Image.new("L", (1, 100_000)).save(tmp_path / "sliver.png")
+    (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    names = sorted(path.name for path in tmp_path.iterdir() if path.suffix)
+    lines = [f"{name},x,train\n" for name in names]
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(lines))
+    table = extract(f"csv:{tmp_path}/list.csv", templates=("vanilla",), max_failed=0.5).tables[0]
+    assert {key: why.split(" (")[0].split(":")[0] for key, why in table.failures.items()} == {
+        "sliver.png": "1 x 100000",
+        "eps.jpg": "not an image",
+        "pipe.jpg": "a pipe, socket or device, not a file",
+        "link.jpg": "a link to nothing",
+    }
+
+
+def test_what_was_left_out_is_printed(tmp_path: Path, tiny_model: Path, cli: Any) -> None:
+    fill_folder(tmp_path / "x" / "fox", 1, 0)
+    (tmp_path / "x" / "loose.jpg").touch()
+    words = ["--model", tiny_model, "--pretrained", "random", "--cache", tmp_path / "c", "--dry-run"]
+    found = cli("extract", "--dataset", f"folder:{tmp_path}/x", *words)
+    assert "left out, beside the class folders: 1 (first loose.jpg)" in found.err
+    assert "left out, splits without rows: 1 (first image/test)" in found.err

@@ -128,7 +128,8 @@ class Dataset:
         encoders: modality -> registered encoder to use unless the user names one; absent: "open_clip".
         shots: few-shot draws to store where the user asks for none; None: all rows.
         ledger: where order and labels came from, for the table's manifest ({"order": "sorted"}).
-        template: the query that this data set's published numbers were made with.
+        template: the query that this data set's published numbers were made with; the text table `query`
+            holds it where it is not "a photo of a {}.".
         left_out: what lies under its root and is no row: kind -> how many, and the first of them.
     """
 
