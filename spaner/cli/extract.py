@@ -38,6 +38,8 @@ def print_summary(summary: Any) -> None:
     for table in summary.tables:
         for row, reason in list(table.failures.items())[:5]:
             console.note(f"{table.name}: {row}: {reason}")
+    for line in summary.notes:
+        console.note(line)
     for kind, (count, first) in summary.left_out.items():
         console.note(f"left out, {kind}: {count:,} (first {first})")
     console.say(f"cache: {summary.path}" + (" (dry run: nothing written)" if summary.dry_run else ""))

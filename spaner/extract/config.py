@@ -57,6 +57,10 @@ class ExtractConfig:
     pretrained: str = field(
         default="openai", metadata=_help("open_clip tag, a checkpoint file, or random (by name only)")
     )
+    tokenizer: Path | None = field(
+        default=None,
+        metadata=_help("folder with the text model's tokenizer, where the hub is out of reach"),
+    )
     audio_feature: Literal["pooled", "head"] | None = field(
         default=None, metadata=_help("esresnext: pooled (2048) or head (default: pooled; lin2023: head)")
     )

@@ -56,11 +56,15 @@ def extract(
         return Summary(path, _sizes(config, dataset, tables), dry_run=True, left_out=dataset.left_out)
     done: list[TableSummary] = []
     with images.quiet():
-        for modality in dict.fromkeys(table.modality for table in tables):
-            run = Run(config, dataset, load(config, dataset, modality), progress or no_progress)
+        # every tower, tokenizer and string before the first image: what is missing shows at once
+        modalities = list(dict.fromkeys(table.modality for table in tables))
+        towers = {modality: load(config, dataset, modality) for modality in modalities}
+        notes = _cut_texts(dataset, tables, towers)
+        for modality in modalities:
+            run = Run(config, dataset, towers.pop(modality), progress or no_progress)
             with caches.create(path, dataset.name, dataset.class_names) as cache:
                 done += [run.table(cache, table) for table in tables if table.modality == modality]
-    return Summary(path, done, left_out=dataset.left_out)
+    return Summary(path, done, left_out=dataset.left_out, notes=notes)
 
 
 def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> ExtractConfig:
@@ -78,12 +82,18 @@ def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> Extra
     config = dataclasses.replace(config or ExtractConfig(), **overrides)
     given = config.draws_from
     several = (given,) if isinstance(given, str | Path) else given
-    paths = {name: getattr(config, name) for name in ("data_root", "cache")}
+    paths = {name: getattr(config, name) for name in ("data_root", "cache", "tokenizer")}
     return dataclasses.replace(
         config,
         draws_from=None if several is None else tuple(Path(path).expanduser() for path in several),
         **{name: Path(value).expanduser() for name, value in paths.items() if value is not None},
     )
+
+
+def _cut_texts(dataset: Dataset, tables: list[TablePlan], towers: dict[str, Encoder]) -> list[str]:
+    plans = [table for table in tables if table.modality == "text"]
+    names = dataset.class_names
+    return [note for plan in plans for note in texts.check_cut(towers["text"], names, plan.views, plan.name)]
 
 
 def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
@@ -97,6 +107,7 @@ def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str 
         device=config.device,
         seed=config.seed,
         **(_audio_options(config) if modality == "audio" else {}),
+        **({"tokenizer": config.tokenizer} if modality == "text" and config.tokenizer else {}),
     )
 
 

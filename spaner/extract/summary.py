@@ -38,6 +38,7 @@ class Summary:
         path: where its tables are.
         repaired: chunks, if that was asked for.
         left_out: what lies under the data root and is no row: kind -> how many, and the first of them.
+        notes: what else happened to rows, a line each.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Summary:
     dry_run: bool = False
     repaired: int = 0
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

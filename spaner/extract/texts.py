@@ -5,7 +5,7 @@ batches can be cut short. Columns that a sealed table of the same cache already 
 ``mined``) are copied.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from spaner.cache.cache import Cache, Writer
 from spaner.cache.manifest import Manifest
+from spaner.errors import DatasetError
 from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.pipeline import NOT_FINITE, check_range
 from spaner.extract.templates import fill as put
@@ -71,6 +72,38 @@ def encode(encoder: Encoder, strings: list[str], batch_size: int) -> Float[np.nd
         rows.append(encoder.encode(torch.stack(tokens)).numpy())
     place = {text: row for row, text in enumerate(distinct)}
     return np.concatenate(rows)[[place[text] for text in strings]]
+
+
+def check_cut(encoder: Encoder, class_names: list[str], views: Sequence[str], table: str) -> list[str]:
+    """What to say about strings that have more tokens than the encoder reads; nothing where all fit.
+
+    Raises:
+        DatasetError: two classes differ only in what is cut off, so that their rows would be equal.
+    """
+    cuts = getattr(encoder, "cuts", None)
+    if cuts is None:
+        return []
+    count, first = 0, ""
+    for template in views:
+        seen: dict[bytes, str] = {}
+        for text in dict.fromkeys(put(template, name) for name in class_names):
+            if not cuts(text):
+                continue
+            count, first = count + 1, first or text
+            twin = seen.setdefault(encoder.prepare(text, 0, text, 0).numpy().tobytes(), text)
+            if twin != text:
+                raise DatasetError(
+                    f"{table}: {_short(twin)} and {_short(text)} are longer than the encoder reads and equal "
+                    "in what it reads of them, so that two classes would get equal rows; expected names that "
+                    "differ within its tokens; shorten them"
+                )
+    if not count:
+        return []
+    return [f"{table}: {count:,} strings longer than the encoder reads are cut, first {_short(first)}"]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:60]} … {text[-15:]}")
 
 
 def known_columns(cache: Cache, manifest: Manifest) -> dict[int, np.ndarray]:

@@ -85,7 +85,7 @@ def test_blocks_of_names_change_nothing(tmp_path: Path, position: str, recompute
 def test_a_context_of_words_reads_as_the_words(tmp_path: Path) -> None:
     tower = tower_of(tmp_path)
     rows = tower.prompted(NAMES, 4)(tower.context_of("a photo of a")[None])[0]
-    tokenize = clip._tokenizer(resolve(str(tmp_path / "m.json"), "random"))
+    tokenize = clip.tokenizer_of(resolve(str(tmp_path / "m.json"), "random"))
     expected = tower.encode(tokenize([f"a photo of a {name}." for name in NAMES]))
     torch.testing.assert_close(rows, expected, rtol=1e-12, atol=1e-12)
 
@@ -103,7 +103,7 @@ def test_a_tower_that_cannot_be_cut_runs_whole(tmp_path: Path, text: dict[str, A
     prompted = tower.prompted(NAMES, 4)
     assert isinstance(prompted, Padded)
     rows, gradient = answers(prompted, tower.context_of("a photo of a")[None])
-    tokenize = clip._tokenizer(resolve(str(tmp_path / "m.json"), "random"))
+    tokenize = clip.tokenizer_of(resolve(str(tmp_path / "m.json"), "random"))
     expected = tower.encode(tokenize([f"a photo of a {name}." for name in NAMES]))
     torch.testing.assert_close(rows[0], expected, rtol=1e-12, atol=1e-12)
     assert gradient.abs().min() > 0

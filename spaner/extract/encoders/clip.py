@@ -6,18 +6,12 @@ crop, mirrored every other time. Text: the model's own tokenizer. Rows are raw, 
 trains or tunes a tower.
 """
 
-import json
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
 import torch
 from jaxtyping import Float, Int
-from open_clip.factory import load_checkpoint
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from PIL import Image
@@ -28,6 +22,7 @@ from spaner.cache.manifest import EncoderSpec
 from spaner.device import DTYPES, device_of, encoder_precision
 from spaner.errors import EncoderError
 from spaner.extract.datasets.images import random_crop
+from spaner.extract.encoders.clip_model import build, tokenizer_of
 from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
 from spaner.extract.encoders.packed import Blocks
 from spaner.extract.encoders.text_tower import Marks, PromptTower
@@ -41,12 +36,13 @@ def load(
     precision: str = "auto",
     device: str = "auto",
     seed: int = 0,
+    tokenizer: Path | None = None,
     **_: object,
 ) -> "ImageEncoder | TextEncoder":
     """Load the image or text tower of an open_clip model.
 
     Raises:
-        EncoderError: another modality, or what ``weights.resolve`` and ``build`` raise.
+        EncoderError: another modality, or what ``resolve``, ``build`` and ``tokenizer_of`` raise.
     """
     if modality not in ("image", "text"):
         raise EncoderError(f"--encoder open_clip: no encoder for {modality}; expected image or text")
@@ -54,55 +50,9 @@ def load(
     arithmetic = encoder_precision(precision, place)
     source = resolve(model, weights)
     built = build(source, seed)
-    make = ImageEncoder if modality == "image" else TextEncoder
-    return make(built, source, arithmetic, place)
-
-
-def build(source: Source, seed: int = 0) -> nn.Module:
-    """The model in float32 on the CPU, in evaluation mode, with the source's weights (strictly) or seeded
-    random ones.
-
-    Raises:
-        EncoderError: the configuration cannot be built, or the checkpoint does not fit it.
-    """
-    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _silent_log():
-        torch.manual_seed(seed)
-        Path(folder, "open_clip_config.json").write_text(json.dumps(source.config))
-        try:
-            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
-        except Exception as error:  # a configuration can be wrong in any way
-            raise EncoderError(
-                f"{source.name}: cannot be built: {_first_line(error)}; correct its config"
-            ) from error
-    if source.checkpoint is not None:
-        _load(model, source)
-    return model.eval().requires_grad_(requires_grad=False)
-
-
-def _load(model: nn.Module, source: Source) -> None:
-    try:
-        load_checkpoint(model, str(source.checkpoint), strict=True, weights_only=True)  # pyright: ignore[reportArgumentType]
-    except Exception as error:  # pickle, zip, safetensors and shape errors alike
-        raise EncoderError(
-            f"{source.checkpoint}: does not load as {source.name}: {_first_line(error)}; expected its state "
-            "dict as safetensors or a weights-only .pt; check --model"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:200] or type(error).__name__
-
-
-@contextmanager
-def _silent_log() -> Iterator[None]:
-    """open_clip warns on the root logger that a model without weights is random, which is asked for here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    if modality == "image":
+        return ImageEncoder(built, source, arithmetic, place)
+    return TextEncoder(built, source, arithmetic, place, tokenizer)
 
 
 class ImageEncoder:
@@ -148,11 +98,18 @@ class ImageEncoder:
 class TextEncoder:
     """The text tower: strings -> (B, D)."""
 
-    def __init__(self, model: nn.Module, source: Source, precision: str, device: torch.device) -> None:
-        self.tokenize = _tokenizer(source)
-        length = int(getattr(self.tokenize, "context_length", 0) or 77)
-        kind = type(self.tokenize).__name__
-        self.spec = _spec(model, source, "text", precision, {"tokenizer": kind, "context_length": length})
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        precision: str,
+        device: torch.device,
+        tokenizer: Path | None = None,
+    ) -> None:
+        self.tokenize: Any = tokenizer_of(source, tokenizer)
+        self.length = int(getattr(self.tokenize, "context_length", 0) or 77)
+        how = {"tokenizer": type(self.tokenize).__name__, "context_length": self.length}
+        self.spec = _spec(model, source, "text", precision, how)
         self.device = device
         if hasattr(model, "visual"):
             del model.visual
@@ -162,6 +119,13 @@ class TextEncoder:
     def prepare(self, payload: str, view: int = 0, key: str = "", seed: int = 0) -> Int[Tensor, " T"]:
         """Token ids, padded to the context length; the views of a text are strings of their own."""
         return self.tokenize([payload])[0]
+
+    def cuts(self, text: str) -> bool:
+        """Whether the text has more tokens than the tower reads, so that its end changes nothing."""
+        if len(text.encode()) + 8 <= self.length:  # a token is a byte at least, a few mark start and end
+            return False
+        wide = self.tokenize([text], context_length=8 * self.length)[0]
+        return bool((wide[self.length :] != wide[-1]).any()) or bool(wide[-1] != wide[-2])
 
     @torch.inference_mode()
     def encode(self, batch: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
@@ -211,9 +175,8 @@ def text_tower(
     built = build(source, seed)
     sha256 = weights_sha256(built)
     del built.visual
-    return prompt_tower(
-        built.to(place, DTYPES[encoder_precision(precision, place)]), _tokenizer(source), source.name, sha256
-    )
+    built = built.to(place, DTYPES[encoder_precision(precision, place)])
+    return prompt_tower(built, tokenizer_of(source), source.name, sha256)
 
 
 def prompt_tower(model: Any, tokenize: Any, name: str, sha256: str) -> PromptTower:
@@ -276,23 +239,6 @@ class _EncodeImage(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.model.encode_image(pictures, normalize=False)
-
-
-def _tokenizer(source: Source) -> Callable[[list[str]], Tensor]:
-    text = source.config["model_cfg"]["text_cfg"]
-    try:
-        with _silent_log():
-            if source.tokenizer is not None:
-                return open_clip.get_tokenizer(source.tokenizer)
-            length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
-            if text.get("hf_tokenizer_name"):
-                return open_clip.tokenizer.HFTokenizer(text["hf_tokenizer_name"], length, **options)
-            return open_clip.SimpleTokenizer(context_length=length, **options)
-    except Exception as error:  # a tokenizer from the hub can fail in any way
-        raise EncoderError(
-            f"tokenizer of {source.name} cannot be loaded: {_first_line(error)}; it comes from the hub; "
-            "connect once, or use a model with CLIP's own tokenizer"
-        ) from error
 
 
 def _describe(cfg: PreprocessCfg) -> dict[str, Any]:

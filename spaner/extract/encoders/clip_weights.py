@@ -3,13 +3,14 @@
 Understands what open_clip does: built-in names with pretrained tags, ``hf-hub:ORG/NAME``, ``local-dir:PATH``;
 and a config JSON file, a checkpoint file, or both at once. ``TAG=FILE`` reads the weights of a tag from a
 file, with the activation and preprocessing that belong to the tag. Random weights must be asked for by name.
-Only safetensors and what ``torch.load(weights_only=True)`` accepts are read.
+What is inside a weights file is the matter of ``checkpoint``.
 """
 
 import hashlib
 import json
 import socket
 import urllib.request
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,8 +26,16 @@ from torch import nn
 
 from spaner.cache.manifest import digest
 from spaner.errors import EncoderError
+from spaner.extract.encoders.checkpoint import check_file, from_openai
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+OWN_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+DEFAULT_TAG = "openai"  # of ``ExtractConfig.pretrained``; a model that brings weights takes it for "its own"
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 QUICK = "-quickgelu"
 
@@ -86,6 +95,7 @@ def _built_in(model: str, pretrained: str) -> Source:
     else:
         checkpoint, label = _file_or_random(pretrained, model)
         about, quick = _shared_preprocess(model), bool(config.get("quick_gelu"))
+        quick = quick or (checkpoint is not None and from_openai(checkpoint))
     config |= {"quick_gelu": True} if quick else {}
     name = model.removesuffix(QUICK) + (QUICK if quick else "")
     preprocess = {key: about[key] for key in PREPROCESS if key in about}
@@ -106,21 +116,29 @@ def _shared_preprocess(model: str) -> dict[str, Any]:
 def _from_json(path: Path, pretrained: str) -> Source:
     if not path.is_file():
         raise EncoderError(f"--model {path}: no such file; expected an open_clip config JSON; check the path")
+    config = _config(path, f"--model {path}")
+    checkpoint, label = _file_or_random(pretrained, str(path))
+    return Source(_own_name(path.stem, config), label, config, None, checkpoint)
+
+
+def _config(path: Path, asked: str) -> dict[str, Any]:
+    """An open_clip configuration, with or without the layer that holds preprocessing."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
         config = config if "model_cfg" in config else {"model_cfg": config, "preprocess_cfg": {}}
         lacking = {"embed_dim", "vision_cfg", "text_cfg"} - set(config["model_cfg"])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise EncoderError(
-            f"--model {path}: not JSON ({error}); expected an open_clip model config"
+            f"{asked}: {path.name} is not JSON ({error}); expected an open_clip model config; correct it or "
+            "fetch it again"
         ) from error
     if lacking:
         raise EncoderError(
-            f"--model {path}: {', '.join(sorted(lacking))} missing; expected an open_clip model config with "
-            "embed_dim, vision_cfg and text_cfg; start from `open_clip.get_model_config('ViT-B-16')`"
+            f"{asked}: {', '.join(sorted(lacking))} missing in {path.name}; expected an open_clip model "
+            "config with embed_dim, vision_cfg and text_cfg; start from "
+            "`open_clip.get_model_config('ViT-B-16')`"
         )
-    checkpoint, label = _file_or_random(pretrained, str(path))
-    return Source(_own_name(path.stem, config), label, config, None, checkpoint)
+    return config
 
 
 def _own_name(stem: str, config: dict[str, Any]) -> str:
@@ -135,32 +153,72 @@ def _from_folder(model: str, pretrained: str) -> Source:
         raise EncoderError(
             f"--model {model}: no {file}; expected a folder with open_clip_config.json and weights"
         )
-    found = [
-        path for ending in ("safetensors", "bin", "pth", "pt") for path in sorted(folder.glob(f"*.{ending}"))
-    ]
-    if pretrained != "random" and not found:
-        raise EncoderError(
-            f"--model {model}: no weights in {folder}; expected *.safetensors, *.bin, *.pth or *.pt"
-        )
-    config = json.loads(file.read_text())
-    checkpoint, label = (None, "random") if pretrained == "random" else (found[0], "local-dir")
+    config = _config(file, f"--model {model}")
+    checkpoint, label = _beside(model, pretrained, "local-dir", lambda: _in_folder(folder, model))
     return Source(_own_name(folder.resolve().name, config), label, config, model, checkpoint)
 
 
+def _beside(model: str, pretrained: str, label: str, own: Callable[[], Path]) -> tuple[Path | None, str]:
+    """Weights for a model that brings some: ``own`` unless a file or "random" was asked for.
+
+    Raises:
+        EncoderError: a name that is none of these; `DEFAULT_TAG` stands for nothing asked.
+    """
+    if pretrained == "random":
+        return None, "random"
+    if Path(pretrained).expanduser().exists():
+        return _existing(pretrained), f"file:{Path(pretrained).name}"
+    if pretrained in (DEFAULT_TAG, label):
+        return own(), label
+    raise EncoderError(
+        f"--pretrained {pretrained}: no such file, and {model} has no tags; expected a checkpoint file or "
+        "random; leave it out for the weights that come with the model"
+    )
+
+
+def _in_folder(folder: Path, model: str) -> Path:
+    """The weights of a folder: open_clip's own name for them, else the only ones there."""
+    named = [folder / name for name in OWN_FILES if (folder / name).is_file()]
+    found = [
+        path for ending in ("safetensors", "bin", "pth", "pt") for path in sorted(folder.glob(f"*.{ending}"))
+    ]
+    if not found:
+        raise EncoderError(
+            f"--model {model}: no weights in {folder}; expected *.safetensors, *.bin, *.pth or *.pt"
+        )
+    if not named and len(found) > 1:
+        raise EncoderError(
+            f"--model {model}: {len(found)} files of weights ({', '.join(path.name for path in found[:4])}); "
+            f"expected one, or one named {OWN_FILES[0]}; type `--pretrained {found[0]}`"
+        )
+    return named[0] if named else found[0]
+
+
 def _from_hub(model: str, pretrained: str) -> Source:
-    repository = model.removeprefix("hf-hub:")
-    config = _hub_file(repository, ("open_clip_config.json",), model)
-    checkpoint = None if pretrained == "random" else _hub_file(repository, HUB_FILES, model)
-    label = "random" if checkpoint is None else "hf-hub"
-    return Source(f"open_clip/{model}", label, json.loads(config.read_text()), model, checkpoint)
+    """``hf-hub:ORG/NAME``, or ``hf-hub:ORG/NAME@REVISION``."""
+    repository, _, revision = model.removeprefix("hf-hub:").partition("@")
+    try:
+        huggingface_hub.utils.validate_repo_id(repository)
+    except huggingface_hub.errors.HFValidationError:
+        raise EncoderError(
+            f"--model {model}: no name of a hub repository; expected hf-hub:ORG/NAME or "
+            "hf-hub:ORG/NAME@REVISION; check the name"
+        ) from None
+    config = _hub_file(repository, ("open_clip_config.json",), model, revision=revision)
+    checkpoint, label = _beside(
+        model, pretrained, "hf-hub", lambda: _hub_file(repository, HUB_FILES, model, revision=revision)
+    )
+    tokenizer = None if revision else model  # open_clip would look for the newest one
+    return Source(f"open_clip/{model}", label, _config(config, f"--model {model}"), tokenizer, checkpoint)
 
 
 def _file_or_random(pretrained: str, model: str) -> tuple[Path | None, str]:
     """Checkpoint and label of weights that are no tag of ``model``."""
     if pretrained == "random":
         return None, "random"
-    file = Path(pretrained)
-    if file.is_file():
+    file = Path(pretrained).expanduser()
+    if file.exists():
+        check_file(file)
         return file, f"file:{file.name}"
     tags = open_clip.list_pretrained_tags_by_model(model)
     near = get_close_matches(pretrained, tags, n=3, cutoff=0.5) or tags[:5]
@@ -171,9 +229,9 @@ def _file_or_random(pretrained: str, model: str) -> tuple[Path | None, str]:
 
 
 def _existing(file: str) -> Path:
-    if not Path(file).is_file():
-        raise EncoderError(f"--pretrained …={file}: no such file; expected a checkpoint; check the path")
-    return Path(file)
+    path = Path(file).expanduser()
+    check_file(path)
+    return path
 
 
 def _fetch(model: str, tag: str, about: dict[str, Any]) -> Path:
@@ -191,20 +249,20 @@ def _fetch(model: str, tag: str, about: dict[str, Any]) -> Path:
         raise EncoderError(_absent(f"{model} {tag}", str(cached), f"{url} ({error})", tag)) from error
 
 
-def _hub_file(repository: str, names: tuple[str, ...], asked: str, tag: str = "") -> Path:
+def _hub_file(repository: str, names: tuple[str, ...], asked: str, tag: str = "", revision: str = "") -> Path:
     """One of the files of a hub repository: from the local cache, else downloaded.
 
     The hub's client retries for a minute without a network, so reachability is asked first.
     """
     for name in names:
-        cached = huggingface_hub.try_to_load_from_cache(repository, name)
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None)
         if isinstance(cached, str):
             return Path(cached)
     cache, url = huggingface_hub.constants.HF_HUB_CACHE, f"{huggingface_hub.constants.ENDPOINT}/{repository}"
     if huggingface_hub.constants.HF_HUB_OFFLINE or not _reachable(url):
         raise EncoderError(_absent(asked, cache, f"{url} (not reachable)", tag, names[0]))
     try:
-        return Path(download_pretrained_from_hf(repository, filename=names[-1]))
+        return Path(download_pretrained_from_hf(repository, filename=names[-1], revision=revision or None))
     except Exception as error:
         raise EncoderError(_absent(asked, cache, f"{url} ({type(error).__name__})", tag, names[0])) from error
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from spaner.errors import EncoderError
+from spaner.extract.encoders.checkpoint import plain_name
 from spaner.extract.encoders.esresnext_network import ESResNeXtFBSP
 from spaner.extract.encoders.fbsp import blackman_harris
 
@@ -63,6 +64,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def audio_entries(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The audio tower's entries under their own names; what else an AudioCLIP file holds is left out."""
+    state = {plain_name(name): tensor for name, tensor in state.items()}
     prefixed = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
     entries = prefixed or dict(state)
     entries.setdefault("fbsp.bias", torch.empty(0))
@@ -108,6 +110,7 @@ def load_esresnext(path: Path) -> ESResNeXtFBSP:
             f"{len(want)} entries of {PUBLISHED}; pass one of these with --pretrained FILE"
         )
     _check_values(path, entries)
+    entries["window"] = blackman_harris()  # what a file in half precision has rounded
     model.load_state_dict(entries)
     return model.eval()
 
@@ -119,8 +122,9 @@ def _check_values(path: Path, entries: dict[str, Tensor]) -> None:
             f"{path.name} holds NaN or infinite values in {_some(bad)}; expected finite weights; "
             "download it again and pass --pretrained FILE"
         )
-    off = (entries["window"].float() - blackman_harris()).abs().max().item()
-    if off > 1e-6:
+    window = entries["window"]
+    off = (window.float() - blackman_harris()).abs().max().item()
+    if off > max(1e-6, torch.finfo(window.dtype).eps if window.dtype.itemsize < 4 else 0.0):
         raise EncoderError(
             f"{path.name} was trained with another window: it differs by {off:.1e} from the periodic "
             f"Blackman-Harris window of 1654 samples; expected that of {PUBLISHED}; "
