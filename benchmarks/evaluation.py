@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from spaner.align.score import geometry, intervals, metrics, retrieval
+from spaner.align.score import calibration, geometry, intervals, metrics, retrieval
 
 
 def vectors(rows: int, classes: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -39,6 +39,13 @@ def in_blocks(
     x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]
 ) -> dict[str, float | None]:
     return metrics.summary(metrics.match(x, classes, labels, names))
+
+
+def with_confidence(
+    x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]
+) -> dict[str, float | None]:
+    found = metrics.match(x, classes, labels, names, scale=100.0)
+    return metrics.summary(found) | calibration.of_match(found)
 
 
 def full_matrix(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
@@ -86,6 +93,7 @@ def interval(x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list
 
 WAYS: dict[str, Callable[..., dict[str, Any]]] = {
     "in blocks": in_blocks,
+    "in blocks, ECE and NLL too": with_confidence,
     "full matrix": full_matrix,
     "recall and mAP, both directions": both_directions,
     "gap, separability, uniformity, hubness": shape,

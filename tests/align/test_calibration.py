@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from spaner.align.score.calibration import COLDEST, HOTTEST, calibration, ece, nll, temperature
+from spaner.align.score import metrics
+from spaner.align.score.calibration import COLDEST, HOTTEST, calibration, ece, nll, of_match, temperature
 from spaner.errors import DatasetError
 
 N, C = 211, 7
@@ -81,3 +82,29 @@ def test_bad_input():
         nll(logits, labels, 0)
     with pytest.raises(DatasetError, match="no test rows to score"):
         temperature(logits[:0], labels[:0])
+
+
+@pytest.mark.parametrize("block", [1 << 21, 50])
+def test_a_match_knows_its_calibration(block: int, monkeypatch: pytest.MonkeyPatch):
+    """Row by row while scoring, as from the whole matrix of logits; what is added counts, and so does the
+    scale."""
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    rng = np.random.default_rng(2)
+    rows, classes, added = rng.standard_normal((N, 9)), rng.standard_normal((C, 9)), rng.random((N, C)) / 9
+    labels = rng.integers(0, C, N)
+    cosines = metrics.unit(rows, "rows") @ metrics.unit(classes, "classes").T
+    for more in (None, added):
+        found = of_match(metrics.match(rows, classes, labels, added=more, scale=12.5))
+        logits = 12.5 * (cosines if more is None else cosines + more)
+        assert found == pytest.approx({"ece": ece(logits, labels), "nll": nll(logits, labels)}, rel=1e-5)
+    values, labels = scores()
+    found = of_match(metrics.match_scores(values / 3, labels, scale=3))
+    assert found == pytest.approx({"ece": ece(values, labels), "nll": nll(values, labels)}, rel=1e-5)
+    assert of_match(metrics.match(rows, classes, labels)) == {"ece": None, "nll": None}
+
+
+def test_a_class_that_a_head_never_saw_is_a_large_surprise_and_no_warning():
+    lowest = np.finfo(np.float32).min
+    found = metrics.match_scores(np.array([[1, lowest], [2, 1]], np.float32), np.array([1, 0]), scale=10)
+    assert found.confidence == pytest.approx([1, 1 / (1 + math.exp(-10))])
+    assert found.surprise[0] > 1e38

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from spaner import cache as caches
-from spaner.align.score import evaluate
+from spaner.align.score import evaluate, metrics
+from spaner.align.score.calibration import nll
 from spaner.align.train import run as checkpoint
 from spaner.align.train.fit import fit
 from spaner.errors import CacheError, DatasetError, Mismatch
@@ -91,6 +92,8 @@ def test_accuracies_equal_the_loop(monkeypatch, cache, run, block):
         expected = naive_accuracy(run.embed("image", x), run.embed("text", classes), labels)
         assert found[kind]["accuracy"] == pytest.approx(expected)
         assert found["zero_shot"][kind]["accuracy"] == pytest.approx(naive_accuracy(x, classes, labels))
+        logits = 20 * metrics.unit(x, "rows") @ metrics.unit(classes, "texts").T
+        assert found["zero_shot"][kind]["nll"] == pytest.approx(nll(logits, labels), rel=1e-5)
     assert (found["rows"], found["failed"], found["chance"]) == (TEST - 1, 1, 1 / C)
     assert found["gap"] == pytest.approx(found["text"]["accuracy"] - found["semantic"]["accuracy"])
     assert found["zero_shot"] == evaluate.zero_shot(cache)
@@ -116,6 +119,8 @@ def test_result_says_what_was_tested(cache, run):
             "margin",
             "negative_cosine",
             "centred_cosine",
+            "ece",
+            "nll",
         }
     )
 

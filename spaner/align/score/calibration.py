@@ -14,14 +14,17 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import root_scalar
 
-from spaner.align.score.metrics import TIE, check_labels
+from spaner.align.score.metrics import TIE, Match, check_labels
 from spaner.errors import DatasetError
+
+BINS = 15
+"""Bins of the expected calibration error, as in Guo et al. 2017."""
 
 COLDEST, HOTTEST = 1e-4, 1e4
 """Bounds of the temperature: rows that are all right have no finite best one."""
 
 
-def ece(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], bins: int = 15) -> float:
+def ece(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], bins: int = BINS) -> float:
     """Expected calibration error: mean over rows of |accuracy - confidence| of their bin (Guo et al. 2017).
 
     Confidence is the largest softmax probability, bins are equally wide over 0 … 1 and closed above. Equal
@@ -35,9 +38,20 @@ def ece(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], bins: i
     near = TIE * np.maximum(np.abs(logits).max(axis=1, keepdims=True), 1)  # rounding grows with the scale
     tied = logits >= logits.max(axis=1, keepdims=True) - near
     credit = tied[np.arange(len(logits)), labels] / np.count_nonzero(tied, axis=1)
+    return _binned(confidence, credit, bins)
+
+
+def of_match(found: Match) -> dict[str, float | None]:
+    """`ece` and `nll` of rows that were matched at a logit scale; None where they were not."""
+    if not len(found.confidence):
+        return {"ece": None, "nll": None}
+    return {"ece": _binned(found.confidence, found.credit, BINS), "nll": float(found.surprise.mean())}
+
+
+def _binned(confidence: Float[np.ndarray, " N"], credit: Float[np.ndarray, " N"], bins: int) -> float:
     edges = np.linspace(0, 1, bins + 1)
     inside = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(inside, weights=credit - confidence)).sum() / len(logits))
+    return float(np.abs(np.bincount(inside, weights=credit - confidence)).sum() / len(credit))
 
 
 def nll(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], temperature: float = 1.0) -> float:

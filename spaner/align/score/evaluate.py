@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner import cache as caches
-from spaner.align.score import metrics, pairs, retrieval
+from spaner.align.score import calibration, metrics, pairs, retrieval
 from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
 from spaner.errors import CacheError, DatasetError
 
@@ -58,9 +58,10 @@ def evaluate(
         frozen: the result of `zero_shot` on the same table, where the caller has it already.
 
     Returns:
-        `text` and `semantic` (the numbers of `metrics.summary`), `gap`, `chance`, `ceiling`, `rows`,
-        `failed`, `tested` (which table of which cache, by hash), `synthetic`, and `zero_shot` (the same
-        without itself; None where the encoders share no space of their own).
+        `text` and `semantic` (the numbers of `metrics.summary`, and `ece` and `nll` at the method's own logit
+        scale; None where an encoder has none), `gap`, `chance`, `ceiling`, `rows`, `failed`, `tested` (which
+        table of which cache, by hash), `synthetic`, and `zero_shot` (the same without itself; None where the
+        encoders share no space of their own).
 
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
@@ -102,6 +103,7 @@ def matches(run: Any, cache: caches.Cache, name: str) -> dict[str, metrics.Match
 def _space_matches(run: Any, cache: caches.Cache, table: Any) -> Iterator[dict[str, metrics.Match]]:
     """Cosines in the space decide, and what a prior adds to them."""
     classes = {kind: class_vectors(run, cache, query) for kind, query in asking(cache).items()}
+    scale = _scale(run, table)
     asked = queries(cache) if getattr(run, "has_prior", False) else {}
     for features, labels in _blocks(table):
         rows = run.embed(table.manifest.modality, features)
@@ -112,6 +114,7 @@ def _space_matches(run: Any, cache: caches.Cache, table: Any) -> Iterator[dict[s
                 labels,
                 cache.class_names,
                 added=run.prior(table.manifest.modality, features, asked[kind]) if asked else None,
+                scale=scale,
             )
             for kind, vectors in classes.items()
         }
@@ -124,10 +127,18 @@ def _head_matches(run: Any, cache: caches.Cache, table: Any) -> Iterator[dict[st
     for features, labels in _blocks(table):
         yield {
             kind: metrics.match_scores(
-                run.scores(table.manifest.modality, features, asked[kind]), labels, cache.class_names
+                run.scores(table.manifest.modality, features, asked[kind]),
+                labels,
+                cache.class_names,
+                scale=_scale(run, table),
             )
             for kind in kinds
         }
+
+
+def _scale(run: Any, table: Any) -> float | None:
+    """How many units of a logit one unit of a score is; None where an encoder does not say."""
+    return table.manifest.encoder.logit_scale if isinstance(run, Frozen) else float(run.model.logit_scale)
 
 
 def asking(cache: caches.Cache) -> dict[str, str]:
@@ -214,7 +225,9 @@ def _blocks(table: Any) -> Iterator[tuple[Float[np.ndarray, "n D"], Int[np.ndarr
 
 def _result(found: dict[str, metrics.Match], cache: caches.Cache, name: str) -> dict[str, Any]:
     table = cache.table(name)
-    scores: dict[str, Any] = {kind: metrics.summary(match) for kind, match in found.items()}
+    scores: dict[str, Any] = {
+        kind: metrics.summary(match) | calibration.of_match(match) for kind, match in found.items()
+    }
     text, semantic, labels = scores["text"], scores.setdefault("semantic", None), found["text"].labels
     return {
         **scores,

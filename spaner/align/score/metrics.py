@@ -44,8 +44,8 @@ class Match:
     `credit` is the strict score (0 … 1), `credit_by_name` counts every class of the right *name* as right.
     `positive` is the cosine to the row's own class, `hardest` and `negative` the largest and the mean cosine
     to classes of another name. `row_sum` and `target_sum` are sums over rows, from which the centred cosine
-    follows. All five are empty where scores
-    are no cosines.
+    follows. All five are empty where scores are no cosines. `confidence` is the largest softmax probability
+    and `surprise` the negative log probability of the own class (nats), at a logit scale; empty without one.
     """
 
     labels: Int[np.ndarray, " N"]
@@ -57,6 +57,8 @@ class Match:
     negative: Float[np.ndarray, " N"] = field(default_factory=_none)
     row_sum: Float[np.ndarray, " E"] = field(default_factory=_none)
     target_sum: Float[np.ndarray, " E"] = field(default_factory=_none)
+    confidence: Float[np.ndarray, " N"] = field(default_factory=_none)
+    surprise: Float[np.ndarray, " N"] = field(default_factory=_none)
 
     @property
     def has_cosines(self) -> bool:
@@ -66,7 +68,7 @@ class Match:
     @staticmethod
     def join(parts: Sequence[Match]) -> Match:
         """The match of all rows from the matches of consecutive blocks."""
-        rows = ["labels", "predicted", "credit", "credit_by_name"]
+        rows = ["labels", "predicted", "credit", "credit_by_name", "confidence", "surprise"]
         if not parts[0].has_cosines:
             return Match(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in rows})
         rows += ["positive", "hardest", "negative"]
@@ -84,6 +86,7 @@ def match(
     labels: Int[np.ndarray, " N"],
     names: Sequence[str] | None = None,
     added: Float[np.ndarray, "N C"] | None = None,
+    scale: float | None = None,
 ) -> Match:
     """Score every row against every class by cosine.
 
@@ -92,7 +95,8 @@ def match(
         classes: one vector per class, row c for class c.
         labels: the class of each row.
         names: class names; classes of equal name are no negatives of each other. Default: all different.
-        added: what decides together with the cosines, in their units. It moves accuracy alone.
+        added: what decides together with the cosines, in their units. It moves accuracy and confidence alone.
+        scale: how many units of a logit one unit of cosine is; None: no confidence.
 
     Raises:
         DatasetError: NaN or infinity, labels outside 0 … C-1, no rows, or fewer than two different classes.
@@ -102,16 +106,22 @@ def match(
     queries, targets = unit(rows, "rows"), unit(classes, "class vectors")
     slices = blocks(len(rows), len(classes))
     more = (lambda block: None) if added is None else (lambda block: added[block])
-    return Match.join([_match_block(queries[b], targets, labels[b], namesakes, more(b)) for b in slices])
+    return Match.join(
+        [_match_block(queries[b], targets, labels[b], namesakes, more(b), scale) for b in slices]
+    )
 
 
 def match_scores(
-    scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], names: Sequence[str] | None = None
+    scores: Float[np.ndarray, "N C"],
+    labels: Int[np.ndarray, " N"],
+    names: Sequence[str] | None = None,
+    scale: float | None = None,
 ) -> Match:
-    """What rows found whose scores are no cosines: accuracy alone.
+    """What rows found whose scores are no cosines: accuracy and confidence alone.
 
     Args:
         scores: in units of a cosine, so that `TIE` means the same.
+        scale: how many units of a logit one unit of the scores is; None: no confidence.
 
     Raises:
         DatasetError: as `match`.
@@ -123,7 +133,8 @@ def match_scores(
             f"scores hold NaN or infinity: {(~np.isfinite(scores)).sum():,} of {scores.size:,}; "
             "expected finite numbers; train again with a smaller lr"
         )
-    return Match(labels, *_decide(scores, labels, namesakes))
+    confidence, surprise = _certainty(scores, labels, scale)
+    return Match(labels, *_decide(scores, labels, namesakes), confidence=confidence, surprise=surprise)
 
 
 @dataclass(frozen=True)
@@ -156,15 +167,29 @@ def _decide(
     return tied.argmax(axis=1), tied[np.arange(len(labels)), labels] / ties, by_name
 
 
+def _certainty(scores: np.ndarray, labels: np.ndarray, scale: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """`confidence` and `surprise` of a `Match`, from one pass of exponentials over the block."""
+    if scale is None:
+        return _none(), _none()
+    best, own = scores.max(axis=1), scores[np.arange(len(labels)), labels]
+    with np.errstate(over="ignore"):  # a class that no head knows has the least number as its score
+        powers = (scores - best[:, None]) * np.float32(scale)
+    total = np.exp(powers, out=powers).sum(axis=1, dtype=np.float64)
+    return 1 / total, np.log(total) + scale * (best.astype(np.float64) - own)
+
+
 def _match_block(
     rows: np.ndarray,
     classes: np.ndarray,
     labels: np.ndarray,
     namesakes: _Namesakes,
     added: np.ndarray | None = None,
+    scale: float | None = None,
 ) -> Match:
     scores = rows @ classes.T  # (B, C)
-    predicted, credit, by_name = _decide(scores if added is None else scores + added, labels, namesakes)
+    decided = scores if added is None else scores + added
+    predicted, credit, by_name = _decide(decided, labels, namesakes)
+    confidence, surprise = _certainty(decided, labels, scale)
     own = np.arange(len(rows)), labels
     positive = scores[own]
     columns, real = namesakes.columns[labels], namesakes.real[labels]  # (B, most namesakes)
@@ -180,6 +205,8 @@ def _match_block(
         negative=total / (len(classes) - real.sum(axis=1)),
         row_sum=rows.sum(axis=0, dtype=np.float64),
         target_sum=np.bincount(labels, minlength=len(classes)) @ classes.astype(np.float64),
+        confidence=confidence,
+        surprise=surprise,
     )
 
 
