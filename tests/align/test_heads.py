@@ -1,6 +1,7 @@
 """The few-shot heads: what every one of them keeps, what each adds, and each refusal."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +297,17 @@ def test_rla_with_a_heavy_penalty_is_zero_shot():
     head = fitted(Rla, lam=1e6)
     zero_shot = ZeroShot.fit(task, None, Tools()).scores(ROWS, task.query())
     assert torch.allclose(head.scores(ROWS, task.query()), zero_shot, atol=0.05)
+
+
+def test_the_documents_have_a_row_for_every_head_with_all_its_settings():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    for method in QUICK:
+        rows = [line for line in page.splitlines() if line.startswith(f"| `{method_name(method)}` |")]
+        assert rows, method
+        inherited = method.__mro__[1].Settings if method is TipAdapterF else None
+        for field in dataclasses.fields(method.Settings):
+            if inherited is None or not hasattr(inherited, field.name):
+                assert f"`{field.name}`" in rows[0], (method, field.name)
 
 
 class TestSchedules:
