@@ -43,6 +43,15 @@ def contrastive(
     Example: a = b = the 2 x 2 identity, scale 1 -> log(1 + exp(-1)) = 0.3133.
     """
     logits = F.linear(logit_scale * F.normalize(a, dim=1), F.normalize(b, dim=1))
+    return _asked(logits, direction, labels, present)
+
+
+def _asked(
+    logits: Float[Tensor, "B B"],
+    direction: Literal["both", "first", "second"] = "both",
+    labels: Int[Tensor, " B"] | None = None,
+    present: Bool[Tensor, " B"] | None = None,
+) -> Float[Tensor, ""]:
     asked = {"first": (1,), "second": (0,), "both": (1, 0)}[direction]  # the axis of the candidates
     total = sum((_cross_entropy(logits, axis, labels, present) for axis in asked), logits.new_zeros(()))
     return total / len(asked)
@@ -62,9 +71,11 @@ def pairs(
             samples is left out of the mean.
         options: `direction` and `labels` of `contrastive`.
     """
+    unit = [F.normalize(each, dim=1) for each in vectors]  # once, not once a pair
+    scaled = [logit_scale * each for each in unit[:-1]]
     both = [None if present is None else present[i] & present[j] for i, j in modality_pairs(len(vectors))]
     terms = [
-        contrastive(vectors[i], vectors[j], logit_scale, present=rows, **options)
+        _asked(F.linear(scaled[i], unit[j]), present=rows, **options)
         for (i, j), rows in zip(modality_pairs(len(vectors)), both, strict=True)
     ]
     total = sum(terms[1:], terms[0])
@@ -100,10 +111,11 @@ def masked_cross_entropy(
     if rows is None:
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     allowed = rows.expand(len(logits), -1) if columns is None else columns
-    log_p = logits.masked_fill(~allowed, -torch.inf).log_softmax(1).masked_fill(~allowed, 0)
-    own = log_p.gather(1, targets[:, None])[:, 0]
-    even = log_p.sum(1) / allowed.sum(1).clamp(min=1)
-    cost = -(1 - label_smoothing) * own - label_smoothing * even
+    log_p = logits.masked_fill(~allowed, -torch.inf).log_softmax(1)
+    cost = -log_p.gather(1, targets[:, None])[:, 0]
+    if label_smoothing:
+        even = log_p.masked_fill(~allowed, 0).sum(1) / allowed.sum(1).clamp(min=1)
+        cost = (1 - label_smoothing) * cost - label_smoothing * even
     return cost.masked_fill(~rows, 0).sum() / rows.sum().clamp(min=1)
 
 
