@@ -79,6 +79,14 @@ class ExtractConfig:
         metadata=_help("mined, vanilla, classname, ensemble, hand_crafted or a text file"),
     )
     views: int = field(default=2, metadata=_help("views of each image: the centre crop, then random crops"))
+    crop_scale: tuple[float, ...] | None = field(
+        default=None,
+        metadata=_help("0.5,1: random views are resized crops of that share of the area (open_clip)"),
+    )
+    feature: Literal["projected", "pre-projection"] = field(
+        default="projected",
+        metadata=_help("image rows behind or before the tower's projection (open_clip's transformers)"),
+    )
     seed: int = field(default=0, metadata=_help("seed of the random crops and of the holdout"))
     precision: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto",

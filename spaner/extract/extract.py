@@ -98,8 +98,9 @@ def _cut_texts(dataset: Dataset, tables: list[TablePlan], towers: dict[str, Enco
 
 def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
     """The encoder that the user, else the data set, wants for ``modality``."""
+    name = config.encoder or dataset.encoders.get(modality, "open_clip")
     return encoders.load(
-        config.encoder or dataset.encoders.get(modality, "open_clip"),
+        name,
         modality,
         model=config.model,
         weights=config.pretrained,
@@ -107,8 +108,18 @@ def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str 
         device=config.device,
         seed=config.seed,
         **(_audio_options(config) if modality == "audio" else {}),
+        **(_image_options(config, name) if modality == "image" else {}),
         **({"tokenizer": config.tokenizer} if modality == "text" and config.tokenizer else {}),
     )
+
+
+def _image_options(config: ExtractConfig, encoder: str) -> dict[str, Any]:
+    own = {"crop_scale": None, "feature": "projected"}
+    said = {name: getattr(config, name) for name in own if getattr(config, name) != own[name]}
+    if said and encoder != "open_clip":
+        flag = "--" + next(iter(said)).replace("_", "-")
+        raise RecipeError(f"{flag}: not for --encoder {encoder}; expected open_clip; leave {flag} out")
+    return said
 
 
 def _audio_options(config: ExtractConfig) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def _sizes(config: ExtractConfig, dataset: Dataset, tables: list[TablePlan]) -> 
         if name == "open_clip":
             from spaner.extract.encoders.clip_weights import dimension
 
-            dims[modality] = dimension(config.model)
+            dims[modality] = dimension(config.model, config.feature if modality == "image" else "")
         else:
             dims[modality] = load(config, dataset, modality).spec.dim
     item = np.dtype(config.dtype).itemsize

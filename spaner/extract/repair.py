@@ -144,6 +144,10 @@ def _source(table: Table, dataset: str | None, root: Path | None, *, allow_outsi
 
 def _audio_options(spec: EncoderSpec) -> dict[str, Any]:
     """What ``spaner extract --audio-…`` said, read back from the spec."""
+    if spec.modality == "image":
+        return {
+            name: spec.preprocessing[name] for name in ("crop_scale", "feature") if name in spec.preprocessing
+        }
     said = {"audio_mode": spec.mode} if spec.modality == "audio" else {}
     names = ("feature", "seconds", "range") if said else ()
     return said | {f"audio_{name}": spec.preprocessing[name] for name in names if name in spec.preprocessing}

@@ -10,6 +10,7 @@ import torch
 
 from spaner.device import device_of, encoder_precision
 from spaner.errors import EncoderError, RecipeError
+from spaner.extract.datasets.images import resized_crop
 from spaner.extract.encoders import clip
 from spaner.extract.encoders.clip import ImageEncoder, TextEncoder
 from spaner.extract.encoders.clip_weights import resolve
@@ -152,3 +153,35 @@ def test_device_and_precision_choices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_is_no_audio_tower(tiny_model: Path) -> None:
     with pytest.raises(EncoderError, match="no encoder for audio; expected image or text"):
         clip.load("audio", model=str(tiny_model), weights="random")
+
+
+def test_a_resized_crop_is_pure_and_keeps_to_its_scale(tiny_model: Path) -> None:
+    for size in ((57, 43), (300, 33), (9, 900)):
+        places = [resized_crop("a", view, 0, size, (0.5, 1.0)) for view in range(1, 60)]
+        assert places == [resized_crop("a", view, 0, size, (0.5, 1.0)) for view in range(1, 60)]
+        assert len(set(places)) > 1
+        for left, top, width, height, _ in places:
+            assert 0 <= left <= size[0] - width
+            assert 0 <= top <= size[1] - height
+            assert size != (57, 43) or 0.45 < width * height / (57 * 43) <= 1
+    options = {"model": str(tiny_model), "weights": "random", "precision": "float32"}
+    encoder = clip.load("image", crop_scale=(0.5, 1.0), **options)  # pyright: ignore[reportArgumentType]
+    assert isinstance(encoder, ImageEncoder)
+    assert encoder.spec.preprocessing["crop_scale"] == [0.5, 1.0]
+    assert encoder.prepare(picture(6, (57, 43)), 3, "a", 0).shape == (3, 32, 32)
+    with pytest.raises(EncoderError, match=r"--crop-scale 0.9,0.1: expected the smallest"):
+        clip.load("image", crop_scale=(0.9, 0.1), **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_rows_before_the_projection(tiny_model: Path, image: ImageEncoder) -> None:
+    options = {"model": str(tiny_model), "weights": "random", "precision": "float32"}
+    before = clip.load("image", feature="pre-projection", **options)  # pyright: ignore[reportArgumentType]
+    batch = torch.stack([image.prepare(picture(i), 0, "k", 0) for i in range(3)])
+    proj: Any = clip.build(resolve(str(tiny_model), "random")).visual.proj  # pyright: ignore
+    assert before.spec.dim == len(proj) == before.encode(batch).shape[1]
+    assert before.spec.preprocessing["feature"] == "pre-projection"
+    assert before.spec.weights_sha256 == image.spec.weights_sha256
+    torch.testing.assert_close(before.encode(batch) @ proj, image.encode(batch))
+    model = clip.build(resolve("RN50", "random"))
+    with pytest.raises(EncoderError, match=r"--feature pre-projection: .* has no projection"):
+        clip._without_projection(model, before.spec)

@@ -144,3 +144,29 @@ def random_crop(key: str, view: int, seed: int, spare: tuple[int, int]) -> tuple
     digest = hashlib.sha256(f"{seed}|{view}|{key}".encode()).digest()
     left, top = (int.from_bytes(digest[i : i + 8], "little") for i in (0, 8))
     return left % (spare[0] + 1), top % (spare[1] + 1), bool(digest[16] & 1)
+
+
+def resized_crop(
+    key: str, view: int, seed: int, size: tuple[int, int], scale: tuple[float, float]
+) -> tuple[int, int, int, int, bool]:
+    """Where a random-resized-crop view lies: (left, top, width, height, mirrored), pure in its arguments.
+
+    Its share of the area is uniform in ``scale``, its aspect log-uniform from 3/4 to 4/3. Where ten draws
+    do not fit into a long picture, the middle of it is taken.
+
+    Args:
+        size: the picture's (width, height).
+    """
+    width, height = size
+    mirrored = False
+    for trial in range(10):
+        digest = hashlib.sha256(f"{seed}|{view}|{key}|{trial}".encode()).digest()
+        share, shape, x, y = (int.from_bytes(digest[i : i + 6], "little") / 2**48 for i in (0, 6, 12, 18))
+        mirrored = bool(digest[24] & 1)
+        area = width * height * (scale[0] + share * (scale[1] - scale[0]))
+        aspect = 0.75 * (16 / 9) ** shape
+        w, h = max(1, round((area * aspect) ** 0.5)), max(1, round((area / aspect) ** 0.5))
+        if w <= width and h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, mirrored
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (width - w) // 2, (height - h) // 2, w, h, mirrored

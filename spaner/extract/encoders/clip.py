@@ -6,6 +6,7 @@ crop, mirrored every other time. Text: the model's own tokenizer. Rows are raw, 
 trains or tunes a tower.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import open_clip
 import torch
 from jaxtyping import Float, Int
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
@@ -21,7 +22,7 @@ from torchvision.transforms import functional as transforms
 from spaner.cache.manifest import EncoderSpec
 from spaner.device import DTYPES, device_of, encoder_precision
 from spaner.errors import EncoderError
-from spaner.extract.datasets.images import random_crop
+from spaner.extract.datasets.images import random_crop, resized_crop
 from spaner.extract.encoders.clip_model import build, tokenizer_of
 from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
 from spaner.extract.encoders.packed import Blocks
@@ -37,6 +38,8 @@ def load(
     device: str = "auto",
     seed: int = 0,
     tokenizer: Path | None = None,
+    crop_scale: tuple[float, ...] | None = None,
+    feature: str = "projected",
     **_: object,
 ) -> "ImageEncoder | TextEncoder":
     """Load the image or text tower of an open_clip model.
@@ -51,19 +54,31 @@ def load(
     source = resolve(model, weights)
     built = build(source, seed)
     if modality == "image":
-        return ImageEncoder(built, source, arithmetic, place)
+        return ImageEncoder(built, source, arithmetic, place, crop_scale, feature)
     return TextEncoder(built, source, arithmetic, place, tokenizer)
 
 
 class ImageEncoder:
     """The image tower: RGB pictures -> (B, D)."""
 
-    def __init__(self, model: nn.Module, source: Source, precision: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        precision: str,
+        device: torch.device,
+        crop_scale: tuple[float, ...] | None = None,
+        feature: str = "projected",
+    ) -> None:
         cfg = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
         self.centre: Any = image_transform_v2(cfg, is_train=False)
         self.size = cfg.size if isinstance(cfg.size, tuple | list) else (cfg.size, cfg.size)
         self.cfg = cfg
-        self.spec = _spec(model, source, "image", precision, _describe(cfg))
+        self.crop_scale = _checked(crop_scale)
+        described = _describe(cfg) | ({"crop_scale": list(crop_scale)} if crop_scale else {})
+        self.spec = _spec(model, source, "image", precision, described)
+        if feature == "pre-projection":
+            self.spec = _without_projection(model, self.spec)
         self.device, self.dtype = device, DTYPES[precision]
         self.tower = _tower(model).to(device, self.dtype)
         if device.type == "cuda":
@@ -75,6 +90,8 @@ class ImageEncoder:
         """View 0: the model's own preprocessing; above: resize, random crop, mirror half the time."""
         if view == 0:
             return self.centre(payload)
+        if self.crop_scale is not None:
+            return self._resized_crop(payload, resized_crop(key, view, seed, payload.size, self.crop_scale))
         height, width = self.size
         scale = max(height / payload.height, width / payload.width)
         resized = [max(height, round(scale * payload.height)), max(width, round(scale * payload.width))]
@@ -83,8 +100,16 @@ class ImageEncoder:
         picture = transforms.resize(picture, resized, interpolation=how)
         left, top, mirrored = random_crop(key, view, seed, (resized[1] - width, resized[0] - height))
         picture = picture.crop((left, top, left + width, top + height))
-        if mirrored:
-            picture = transforms.hflip(picture)
+        return self._finished(picture, mirrored=mirrored)
+
+    def _resized_crop(self, payload: Any, place: tuple[int, int, int, int, bool]) -> Tensor:
+        left, top, width, height, mirrored = place
+        how = transforms.InterpolationMode(self.cfg.interpolation)
+        picture = transforms.resized_crop(payload, top, left, height, width, list(self.size), how)
+        return self._finished(picture, mirrored=mirrored)
+
+    def _finished(self, picture: Any, *, mirrored: bool) -> Tensor:
+        picture = transforms.hflip(picture) if mirrored else picture
         return transforms.normalize(transforms.to_tensor(picture), list(self.cfg.mean), list(self.cfg.std))
 
     @torch.inference_mode()
@@ -93,6 +118,31 @@ class ImageEncoder:
         memory = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
         pictures = batch.to(self.device, non_blocking=True).to(self.dtype, memory_format=memory)
         return self.tower(pictures).float().cpu()
+
+
+def _checked(scale: tuple[float, ...] | None) -> tuple[float, float] | None:
+    if scale is None:
+        return None
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise EncoderError(
+            f"--crop-scale {','.join(map(str, scale))}: expected the smallest and the largest share of the "
+            "area, 0 < smallest <= largest <= 1; type for example `--crop-scale 0.5,1`"
+        )
+    return scale[0], scale[1]
+
+
+def _without_projection(model: Any, spec: EncoderSpec) -> EncoderSpec:
+    """Take the projection off a plain vision transformer, whose rows are then what `ln_post` gives."""
+    visual = getattr(model, "visual", None)
+    plain = type(model) in (open_clip.CLIP, open_clip.CustomTextCLIP) and type(visual) is VisionTransformer
+    if not plain or visual is None or visual.proj is None:
+        raise EncoderError(
+            f"--feature pre-projection: {spec.name} has no projection behind its image tower; expected a "
+            "plain vision transformer such as ViT-B-16; leave --feature out"
+        )
+    width = int(visual.proj.shape[0])
+    visual.proj = None
+    return replace(spec, dim=width, preprocessing=spec.preprocessing | {"feature": "pre-projection"})
 
 
 class TextEncoder:

@@ -295,6 +295,7 @@ def weights_sha256(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def dimension(model: str) -> int:
+def dimension(model: str, feature: str = "") -> int:
     """Width D of a model's rows, from its configuration alone."""
-    return int(resolve(model, "random").config["model_cfg"]["embed_dim"])
+    config = resolve(model, "random").config["model_cfg"]
+    return int(config["vision_cfg"]["width"] if feature == "pre-projection" else config["embed_dim"])
