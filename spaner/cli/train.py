@@ -8,6 +8,7 @@ import typer
 from spaner.align.train.config import TrainConfig
 from spaner.cli import console
 from spaner.cli.options import typed_settings
+from spaner.cli.towers import tower_beside
 
 Recipe = Annotated[
     str,
@@ -25,6 +26,12 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder.", show_default="runs/<cache>-<recipe>-<hash>")
     ] = None,
+    text_model: Annotated[
+        str | None, typer.Option(help="Config of the cache's text encoder, where it came from a file.")
+    ] = None,
+    text_weights: Annotated[
+        str | None, typer.Option(help="Checkpoint of the cache's text encoder, where it came from a file.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a method to a cache alone, then score it: SPANER's prompt, aligners and projections, or `--method`.
@@ -34,7 +41,8 @@ def train(
     Example: `spaner train --cache cache/digits --recipe anchored --prompt-length 2`
     """
     config = TrainConfig.from_recipe(recipe, **typed_settings(ctx.obj)[0])
-    run, folder = train_and_save(cache, config, out)
+    tower = tower_beside(cache, config.method, config.device, text_model, text_weights)
+    run, folder = train_and_save(cache, config, out, tower)
     if json:
         console.dump(run.result)
         return
@@ -61,13 +69,19 @@ def told(selection: dict[str, Any]) -> str:
     return f"{choice} (published; {selection['why']})"
 
 
-def train_and_save(cache: Path, config: TrainConfig, out: Path | None = None) -> tuple[Any, Path]:
+def train_and_save(
+    cache: Path, config: TrainConfig, out: Path | None = None, text_tower: Any = None
+) -> tuple[Any, Path]:
     """`train.fit.train` with a bar."""
     from spaner.align.train.fit import train as train_
 
     with console.progress("epochs") as progress:
         return train_(
-            cache, config, out, lambda done, total, _: progress(done, total, f"train {config.title}")
+            cache,
+            config,
+            out,
+            lambda done, total, _: progress(done, total, f"train {config.title}"),
+            text_tower=text_tower,
         )
 
 

@@ -10,14 +10,33 @@ Differs from the authors' code in: float32 instead of float16; one of the cached
 batches are an option (all contexts of a batch in one pass of the tower).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spaner.align.methods.prompting import Prompted, descend
+from spaner.align.methods import prompting
+from spaner.align.methods.coop import start_context
+from spaner.align.methods.prompting import Prompted, Tower, descend
+from spaner.align.methods.state import load_tensors, module_tensors
+from spaner.align.methods.task import Facts, Query, Task, Tools
+from spaner.errors import RunError
+from spaner.settings import check, option
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of CoCoOp."""
+
+    context: int = option(4, "Context vectors M, where no words give the start.", low=1)
+    words: str = option("a photo of a", 'Words that the context starts as, and M; "" starts at random.')
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 class MetaNet(nn.Module):
@@ -75,3 +94,84 @@ def train_conditional(
 
     parameters = context.parameters()
     return descend(parameters, loss, rates, batches, weight_decay=weight_decay, momentum=momentum)
+
+
+class CoCoOp:
+    """Context and network. To score, it needs the tower: one pass per image."""
+
+    Settings: ClassVar[type] = Settings
+    training: ClassVar[Mapping[str, Any] | None] = {
+        "epochs": 10,
+        "batch_size": 1,
+        "lr": 2e-3,
+        "weight_decay": 5e-4,
+    }
+    reads_query: ClassVar[bool] = True
+    needs_tower: ClassVar[bool] = True
+
+    def __init__(self, context: ConditionalContext, facts: Facts, tower: Tower | None = None) -> None:
+        self.context, self.facts, self.tower = context, facts, tower
+        self.logit_scale = facts.logit_scale
+        self.history: list[dict[str, float]] = []
+
+    @classmethod
+    def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
+        """Train from the cache's images and the tower that `tools` hold.
+
+        Raises:
+            RunError: no tower, or a loss that is not finite. Mismatch: a tower of other weights.
+        """
+        tower = prompting.tower_of("cocoop", task, tools)
+        start = start_context(
+            tower, words=settings.words, length=settings.context, classes=None, seed=settings.seed
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            context = ConditionalContext(start.cpu(), task.x.shape[2]).to(tower.device)
+        prompted = tower.prompted(prompting.spoken(task.class_names), len(context.ctx))
+        rates, batches, count = prompting.dassl_plan(task, settings)
+        losses = train_conditional(
+            prompted,
+            context,
+            *prompting.view_first(task, tower),
+            scale=task.logit_scale,
+            rates=rates,
+            batches=batches,
+            weight_decay=settings.weight_decay,
+        )
+        history = prompting.by_epoch(losses, rates, count, tools)
+        fitted = cls(context.requires_grad_(requires_grad=False), task.facts(), tower)
+        fitted.history = history
+        return fitted
+
+    @torch.no_grad()
+    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
+        """Scaled cosines: to every image's own prompts where templates ask (of any classes), to the query's
+        own texts where raw names do.
+
+        Raises:
+            RunError: the run was loaded from its folder, and no tower was put beside it (`tower`).
+        """
+        if query.kind == "semantic":
+            return self.logit_scale * x @ query.texts.classes.T
+        if self.tower is None:
+            raise RunError(
+                "cocoop makes a prompt of every image and needs the text tower to score it; a saved run has "
+                "none; set run.model.tower to extract.encoders.encoder.text_tower(...) of the cache's encoder"
+            )
+        prompted = self.tower.prompted(prompting.spoken(query.class_names), len(self.context.ctx))
+        step = max(1, 4096 // len(query.class_names))
+        blocks = x.to(self.tower.device).split(step)
+        scores = [conditional_scores(prompted, self.context, rows, self.logit_scale) for rows in blocks]
+        return torch.cat(scores).to(x.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Context and network."""
+        return module_tensors(self.context)
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
+        """The inverse of `state`, without a tower."""
+        start = torch.zeros_like(state["ctx"]) if "ctx" in state else torch.zeros(1, 1)
+        context = load_tensors(ConditionalContext(start, facts.widths[facts.modality]), state)
+        return cls(context.requires_grad_(requires_grad=False), facts)

@@ -12,14 +12,41 @@ float32 instead of float16; an epoch's random crop is one of the cached views; t
 what the result depends on (exact).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spaner.align.methods import prompting
 from spaner.align.methods.prompting import Prompted, Tower, class_vectors, descend
+from spaner.align.methods.state import check_shapes
+from spaner.align.methods.task import Facts, Query, Task, Tools, check_classes
+from spaner.settings import check, option
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of CoOp."""
+
+    context: int = option(16, "Context vectors M, where no words give the start.", low=1)
+    words: str = option("a photo of a", 'Words that the context starts as, and M; "" starts at random.')
+    position: Literal["end", "middle", "front"] = option(
+        "end", "Where the name stands: behind the context, in its middle, or in front."
+    )
+    class_specific: bool = option(default=False, help="Every class learns a context of its own.", axis=None)
+    block_rows: int = option(
+        0,
+        "Token rows of the text tower at once, the rest computed again for gradients; 0: all.",
+        low=0,
+        axis=None,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def start_context(
@@ -53,3 +80,82 @@ def train_context(
         return F.cross_entropy(logits, labels[rows % len(labels)])
 
     return descend([context], loss, rates, batches, weight_decay=weight_decay, momentum=momentum)
+
+
+class CoOp:
+    """The context, and one unit vector per class that the tower made of it."""
+
+    Settings: ClassVar[type] = Settings
+    training: ClassVar[Mapping[str, Any] | None] = {
+        "epochs": 50,
+        "batch_size": 32,
+        "lr": 2e-3,
+        "weight_decay": 5e-4,
+    }
+    reads_query: ClassVar[bool] = True
+    needs_tower: ClassVar[bool] = True
+
+    def __init__(self, context: Tensor, text: Tensor, facts: Facts) -> None:
+        self.context, self.text, self.facts = context, text, facts
+        self.logit_scale = facts.logit_scale
+        self.history: list[dict[str, float]] = []
+
+    @classmethod
+    def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
+        """Train from the cache's images and the tower that `tools` hold.
+
+        Raises:
+            RunError: no tower, or a loss that is not finite. Mismatch: a tower of other weights.
+        """
+        tower = prompting.tower_of("coop", task, tools)
+        names = prompting.spoken(task.class_names)
+        context = start_context(
+            tower,
+            words=settings.words,
+            length=settings.context,
+            classes=len(names) if settings.class_specific else None,
+            seed=settings.seed,
+        )
+        context = context.to(tower.device).requires_grad_()
+        blocks = {"block_rows": settings.block_rows or None, "recompute": settings.block_rows > 0}
+        prompted = tower.prompted(names, context.shape[-2], settings.position, **blocks)
+        rates, batches, count = prompting.dassl_plan(task, settings)
+        losses = train_context(
+            prompted,
+            context,
+            *prompting.view_first(task, tower),
+            scale=task.logit_scale,
+            rates=rates,
+            batches=batches,
+            weight_decay=settings.weight_decay,
+        )
+        history = prompting.by_epoch(losses, rates, count, tools)
+        with torch.no_grad():
+            text = class_vectors(prompted, context).cpu()
+        fitted = cls(context.detach().cpu(), text, task.facts())
+        fitted.history = history
+        return fitted
+
+    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
+        """Scaled cosines: to the learned prompts where templates ask, to the query's own texts where raw
+        names do (`semantic`), which the context never touched.
+
+        Raises:
+            Mismatch: templates ask about other classes than the context was learned on.
+        """
+        if query.kind == "semantic":
+            return self.logit_scale * x @ query.texts.classes.T
+        check_classes("coop", self.facts.class_names, query)
+        return self.logit_scale * x @ self.text.T
+
+    def state(self) -> dict[str, Tensor]:
+        """Context and class vectors."""
+        return {"context": self.context, "text": self.text}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
+        """The inverse of `state`."""
+        learned = tuple(state["context"].shape) if "context" in state else ("M", "W")
+        shapes: Any = {"context": learned, "text": (len(facts.class_names), facts.widths["text"])}
+        check_shapes(shapes, state)
+        return cls(state["context"], state["text"], facts)

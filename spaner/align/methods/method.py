@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 METHODS = {
     "clap": "spaner.align.methods.clap:Clap",
     "clip_adapter": "spaner.align.methods.clip_adapter:ClipAdapter",
+    "cocoop": "spaner.align.methods.cocoop:CoCoOp",
+    "coop": "spaner.align.methods.coop:CoOp",
     "cross_modal": "spaner.align.methods.cross_modal:CrossModal",
     "gda": "spaner.align.methods.gda:Gda",
     "linear_probe": "spaner.align.methods.linear_probe:LinearProbe",
@@ -51,6 +53,7 @@ class Fitted(Protocol):
         training: defaults of the loop's settings (`loop.Loop`) that differ; None: the method has no loop.
         reads_query: False for a head that answers the same whatever it is asked: it has no semantic score.
         logit_scale: how many units of `scores` one unit of cosine is; ties are judged in cosines.
+        needs_tower: (optional) True: `tools` must hold a text tower.
         history: what `fit` recorded, an entry per epoch; empty for a closed form.
     """
 

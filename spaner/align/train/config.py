@@ -182,10 +182,16 @@ def loop_of(method: Any) -> type:
         return Loop
     fields = {f.name: f for f in dataclasses.fields(Loop)}
     own = [
-        (name, fields[name].type, dataclasses.field(default=value, metadata=fields[name].metadata))
+        (name, fields[name].type, dataclasses.field(default=value, metadata=_allowing(fields[name], value)))
         for name, value in method.training.items()
     ]
     return dataclasses.make_dataclass("Loop", own, bases=(Loop,), frozen=True)
+
+
+def _allowing(field: dataclasses.Field, value: Any) -> dict[str, Any]:
+    """A field's limits, moved so far that a method's own default lies within."""
+    low = field.metadata.get("low")
+    return {**field.metadata, "low": value if low is not None and value < low else low}
 
 
 @dataclass(frozen=True)

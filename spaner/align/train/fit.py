@@ -65,14 +65,17 @@ def train(
     config: TrainConfig,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    *,
+    text_tower: Any = None,
 ) -> tuple[Run, Path]:
     """Fit, save, score, and save the scores: a failing evaluation does not lose the training.
 
     Args:
         out: the run folder; default ``runs/<cache>-<name of the run>``.
+        text_tower: see `fit`.
     """
     opened = opened_cache(cache)
-    run = fit(opened, config, progress)
+    run = fit(opened, config, progress, text_tower=text_tower)
     folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
     run.metrics = evaluate(run, opened)
     if len(run.widths) > 2:
@@ -125,7 +128,7 @@ def finished(config: TrainConfig, model: Any, data: Task, receipt: Receipt, seco
 
 def _arithmetic(config: TrainConfig, data: Task) -> str:
     """What the loop computed in; closed forms say float32, the type of their inputs."""
-    if methods.method(config.method).training is None:
+    if not issubclass(methods.method(config.method), methods.Stackable):  # `loop` alone knows other types
         return "float32"
     found = precision_of(config.precision, device_of(config.device), batch_numbers(pairs_of(data), config))
     return str(found).removeprefix("torch.")

@@ -15,7 +15,7 @@ Trains no weight of the tower, which must be frozen. Knows no method and no cach
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -35,15 +35,6 @@ class Marks:
     end: int
     padding: int
     filler: int
-
-
-class Prompted(Protocol):
-    """A list of names with room for M learned vectors."""
-
-    def __call__(self, context: Float[Tensor, "B M W"], *, per_class: bool = False) -> Float[Tensor, "B C D"]:
-        """Embeddings, not normalised, of every name in every context; with `per_class`, context i belongs to
-        name i, and B of the result is 1."""
-        ...
 
 
 class PromptTower(nn.Module):
@@ -99,7 +90,7 @@ class PromptTower(nn.Module):
         *,
         block_rows: int | None = None,
         recompute: bool = False,
-    ) -> Prompted:
+    ) -> "Packed | Padded":
         """Names with room for `length` vectors.
 
         Args:
@@ -148,7 +139,8 @@ class Padded:
         self.places = torch.tensor(places, device=tower.device).view(len(rows), length)
 
     def __call__(self, context: Float[Tensor, "B M W"], *, per_class: bool = False) -> Float[Tensor, "B C D"]:
-        """See `Prompted`."""
+        """Embeddings, not normalised, of every name in every context; with `per_class`, context i belongs to
+        name i, and B of the result is 1."""
         contexts, (names, length) = 1 if per_class else len(context), self.places.shape
         vectors = self.tower.embed(self.ids.tolist()).expand(contexts, -1, -1, -1)
         learned = context[None] if per_class else context[:, None]
@@ -184,7 +176,7 @@ class Group:
 
 
 class Packed:
-    """Only the tokens that must be computed, all names in one product per layer. See `Prompted`."""
+    """Only the tokens that must be computed, all names in one product per layer."""
 
     def __init__(
         self,
@@ -224,7 +216,8 @@ class Packed:
         ]
 
     def __call__(self, context: Float[Tensor, "B M W"], *, per_class: bool = False) -> Float[Tensor, "B C D"]:
-        """See `Prompted`."""
+        """Embeddings, not normalised, of every name in every context; with `per_class`, context i belongs to
+        name i, and B of the result is 1."""
         contexts = 1 if per_class else len(context)
         prefix = self.start.expand(contexts, -1, -1)
         if self.shared is not None:

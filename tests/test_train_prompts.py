@@ -1,0 +1,151 @@
+"""CoOp and CoCoOp from a cache of the embedded digits, with the tower that `cli` hands over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import typer.testing
+
+from spaner import cache as caches
+from spaner.align.methods.task import Query
+from spaner.align.score.evaluate import evaluate
+from spaner.align.score.tables import queries
+from spaner.align.train import run as checkpoint
+from spaner.align.train.fit import fit
+from spaner.cli import app
+from spaner.cli.towers import tower_beside
+from spaner.errors import EncoderError, Mismatch, RunError
+from spaner.extract.config import ExtractConfig
+from spaner.extract.encoders import encoder
+from spaner.extract.extract import extract
+
+FEW = {"shots": 1, "device": "cpu", "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "digits"
+    for modality in ("image", "text"):
+        extract(ExtractConfig(dataset="digits", cache=path, modality=modality, device="cpu"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def x(cache: Path) -> torch.Tensor:
+    with caches.open(cache) as opened:
+        rows = torch.tensor(opened.table("image/test").read()[:7, 0]).float()
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def asked(cache: Path) -> dict[str, Query]:
+    with caches.open(cache) as opened:
+        return queries(opened)
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_it_learns_scores_and_comes_back(cache: Path, x: torch.Tensor, method: str, tmp_path: Path) -> None:
+    tower = tower_beside(cache, method, "cpu", None, None)
+    run = fit(cache, method=method, text_tower=tower, **FEW)
+    assert len(run.history) == 2
+    loaded = checkpoint.load(run.save(tmp_path / "run"))
+    if method == "cocoop":
+        loaded.model.tower = tower
+    for query in asked(cache).values():
+        scores = run.model.scores(x, query)
+        assert scores.shape == (7, 10)
+        assert torch.equal(loaded.model.scores(x, query), scores)
+    again = fit(cache, method=method, text_tower=tower, **FEW).model.state()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in run.model.state().items())
+    assert run.versions["arithmetic"] == "float32"
+
+
+def test_raw_names_are_asked_through_the_untouched_tower(cache: Path, x: torch.Tensor) -> None:
+    run = fit(cache, method="coop", text_tower=tower_beside(cache, "coop", "cpu", None, None), **FEW)
+    query = asked(cache)["semantic"]
+    expected = run.logit_scale * x @ query.texts.classes.T
+    assert torch.equal(run.model.scores(x, query), expected)
+    metrics = evaluate(run, cache)
+    assert metrics["text"]["accuracy"] > 0.5
+    assert metrics["gap"] is not None
+
+
+def test_coop_needs_a_tower(cache: Path) -> None:
+    with pytest.raises(RunError, match="method coop needs a text tower beside the cache"):
+        fit(cache, method="coop", **FEW)
+
+
+def test_another_tower_is_refused(cache: Path) -> None:
+    other = encoder.text_tower("digits", weights="random", device="cpu")
+    with pytest.raises(Mismatch, match="the cache's texts were embedded with"):
+        fit(cache, method="coop", text_tower=other, **FEW)
+
+
+def test_a_loaded_cocoop_says_what_it_lacks(cache: Path, x: torch.Tensor, tmp_path: Path) -> None:
+    tower = tower_beside(cache, "cocoop", "cpu", None, None)
+    run = fit(cache, method="cocoop", text_tower=tower, **FEW)
+    loaded = checkpoint.load(run.save(tmp_path / "run"))
+    with pytest.raises(RunError, match="cocoop makes a prompt of every image and needs the text tower"):
+        loaded.model.scores(x, asked(cache)["text"])
+
+
+def test_other_classes_are_refused_by_coop_and_read_by_cocoop(cache: Path, x: torch.Tensor) -> None:
+    query = asked(cache)["text"]
+    other = Query("text", (*query.class_names[:-1], "a stranger"), query.texts)
+    tower = tower_beside(cache, "coop", "cpu", None, None)
+    with pytest.raises(Mismatch, match="a stranger"):
+        fit(cache, method="coop", text_tower=tower, **FEW).model.scores(x, other)
+    found = fit(cache, method="cocoop", text_tower=tower, **FEW).model.scores(x, other)
+    assert found.shape == (7, 10)
+
+
+@pytest.mark.parametrize(
+    "options", [{"position": "front"}, {"class_specific": True}, {"words": "", "context": 3}]
+)
+def test_every_option_changes_what_is_learned(cache: Path, options: dict) -> None:
+    tower = tower_beside(cache, "coop", "cpu", None, None)
+    plain = fit(cache, method="coop", text_tower=tower, lr=1.0, **FEW).model.text
+    changed = fit(cache, method="coop", text_tower=tower, lr=1.0, **FEW, **options).model
+    assert float((changed.text - plain).abs().max()) > 1e-4
+    if "context" in options:
+        assert changed.context.shape == (3, 16)
+
+
+def test_the_command_hands_the_tower_over(cache: Path, tmp_path: Path) -> None:
+    line = ["train", "--method", "coop", "--cache", str(cache), "--epochs", "1", "--shots", "1"]
+    done = typer.testing.CliRunner().invoke(app, [*line, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_other_methods_build_no_tower(cache: Path) -> None:
+    assert tower_beside(cache, "zero_shot", "cpu", None, None) is None
+
+
+def toy(folder: Path, name: str, weights: str) -> Path:
+    """A cache whose texts came from elsewhere."""
+    spec = caches.EncoderSpec(name, weights, "ab", "text", 3, {}, "float32", logit_scale=9.0)
+    with caches.create(folder / "c", "toy", ("a", "b")) as made:
+        made.add("text", "mined", torch.ones(2, 1, 3).numpy(), [0, 1], encoder=spec)
+    return folder / "c"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "line"),
+    [
+        (
+            "open_clip/tiny@ab12",
+            "random",
+            "of its texts, tiny, was a config file; type `--text-model",
+        ),
+        (
+            "open_clip/ViT-B-16",
+            "file:best.pt",
+            "with the weights best.pt; type `--text-weights PATH/best",
+        ),
+        ("clap/x", "y", "--text_tower clap: unknown; expected one of digits, open_clip"),
+    ],
+)
+def test_a_tower_that_is_not_at_hand_is_named(tmp_path: Path, name: str, weights: str, line: str) -> None:
+    with pytest.raises(EncoderError) as caught:
+        tower_beside(toy(tmp_path, name, weights), "coop", "cpu", None, None)
+    assert line in str(caught.value)
