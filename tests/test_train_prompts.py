@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer.testing
@@ -125,7 +126,7 @@ def toy(folder: Path, name: str, weights: str) -> Path:
     """A cache whose texts came from elsewhere."""
     spec = caches.EncoderSpec(name, weights, "ab", "text", 3, {}, "float32", logit_scale=9.0)
     with caches.create(folder / "c", "toy", ("a", "b")) as made:
-        made.add("text", "mined", torch.ones(2, 1, 3).numpy(), [0, 1], encoder=spec)
+        made.add("text", "mined", np.ones((2, 1, 3)), np.arange(2), encoder=spec)
     return folder / "c"
 
 
