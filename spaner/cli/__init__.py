@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from spaner.cli import cache, console, demo, doctor, extend, extract, options, report, reproduce, sweep, train
+from spaner.cli import (
+    cache,
+    console,
+    demo,
+    doctor,
+    extend,
+    extract,
+    models,
+    options,
+    report,
+    reproduce,
+    sweep,
+    train,
+)
 from spaner.cli import eval as evaluate
 from spaner.errors import SpanerError
 
@@ -34,6 +47,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("extend")(extend.extend)
 app.command("report")(report.report)
 app.command("reproduce")(reproduce.reproduce)
+app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 
