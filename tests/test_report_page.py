@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from spaner.align.report import run as report_run
+from spaner.align.report import measured as report_run
 from tests.conftest import Outcome
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -63,47 +63,47 @@ def reproduce(
         workers=workers,
     )
     with console.progress("steps") as progress:
-        outcome = make(setup, progress)
+        made = make(setup, progress)
     record = setup.out / f"{artifact}.json"
     if json:
         console.dump(loads(record.read_text(encoding="utf-8")))
     else:
-        show(outcome)
-    sweeps = [outcome.sweep] if outcome.sweep else []
-    page, *_ = write(outcome.runs, setup.out / "report.html", sweeps=sweeps, shifts=setup.shift)
-    figures = [str(file) for file in outcome.figures if file.suffix == ".png" and "dark" not in file.name]
+        show(made)
+    sweeps = [made.sweep] if made.sweep else []
+    page, *_ = write(made.runs, setup.out / "report.html", sweeps=sweeps, shifts=setup.shift)
+    figures = [str(file) for file in made.figures if file.suffix == ".png" and "dark" not in file.name]
     console.note(f"written: {', '.join([str(record), *figures, str(page)])}")
 
 
-def show(outcome: Any) -> None:
+def show(made: Any) -> None:
     """Ours and the published row under it, why they may not be compared, and what was left out."""
-    rows = []
-    for line in outcome.lines:
-        rows.append([line.name, *(_ours(line.ours.get(key), unit) for key, unit in outcome.columns.items())])
-        if line.published:
-            mark = ", not comparable" if outcome.why_not else ""
-            cells = [_published(line.published.get(key), unit) for key, unit in outcome.columns.items()]
-            rows.append([f"  published: {line.paper}{mark}", *cells])
-    console.say(outcome.title)
-    console.table(["", *(key.replace("_", " ") for key in outcome.columns)], rows)
-    if outcome.listing:
+    numbers, *lists = made.tables
+    console.say(numbers.title)
+    print_table(numbers)
+    for listed in lists:
         console.say("")
-        console.table(outcome.listing[0], outcome.listing[1:])
-    if outcome.why_not:
-        console.say(f"not comparable with the published rows, because: {'; '.join(outcome.why_not)}")
-    for note in outcome.notes:
+        print_table(listed)
+    if made.why_not:
+        console.say(f"not comparable with the published rows, because: {'; '.join(made.why_not)}")
+    for note in made.notes:
         console.say(note)
-    for line in outcome.missing:
+    for line in made.missing:
         console.say(f"left out: {line}")
 
 
-def _ours(value: Any, unit: str) -> str:
-    if value is None:
-        return "–"
-    scale, digits = (100, 1) if unit == "percent" else (1, 3)
-    text = f"{scale * value.mean:.{digits}f}"
-    return f"{text} ± {scale * value.std:.{digits}f}" if value.n > 1 else text
+def print_table(table: Any) -> None:
+    """A report's table on the terminal; published rows are marked, deviations stand beside their means."""
+    from spaner.align.report.table import APART, OURS, bounds, text
 
+    def cell(value: Any, unit: str) -> str:
+        return " ".join(filter(None, [text(value, unit), bounds(value, unit)]))
 
-def _published(value: float | None, unit: str) -> str:
-    return console.percent(value) if unit == "percent" else console.number(value)
+    def name(row: Any) -> str:
+        mark = ", not comparable" if row.mark == APART else ""
+        return row.name if row.mark == OURS else f"  published: {row.name}{mark}"
+
+    rows = [
+        [name(row), *(cell(row.numbers.get(column.key), column.unit) for column in table.columns)]
+        for row in table.rows
+    ]
+    console.table([table.first, *(column.title for column in table.columns)], rows)

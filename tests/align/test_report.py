@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from spaner import cache as caches
-from spaner.align.paper import published
-from spaner.align.report import run as report_run
+from spaner.align.report import measured as report_run
+from spaner.align.report import origin, published
 from spaner.align.report import tables as report_tables
 from spaner.align.report import write as report
 from spaner.align.report.origin import sweep_command, train_command
-from spaner.align.report.table import APART, PUBLISHED, Number, bounds, text
+from spaner.align.report.table import APART, PUBLISHED, Number, averaged, bounds, text
+from spaner.align.score import metrics
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train import run as checkpoint
 from spaner.align.train.fit import fit
@@ -76,10 +77,10 @@ def test_runs_are_measured_again_and_agree_with_what_they_recorded(entries):
     for entry in entries:
         for kind in ("text", "semantic"):
             recorded = entry.run.metrics[kind]
-            for name, found in entry.aligned.numbers[kind].items():
+            for name, found in entry.aligned.scores[kind].items():
                 assert getattr(found, "mean", found) == pytest.approx(recorded[name], abs=1e-5), name
         frozen = entry.run.metrics["zero_shot"]["text"]["accuracy"]
-        assert entry.bench.frozen.numbers["text"]["accuracy"].mean == pytest.approx(frozen, abs=1e-5)
+        assert entry.bench.frozen.scores["text"]["accuracy"].mean == pytest.approx(frozen, abs=1e-5)
         gain = entry.run.metrics["text"]["accuracy"] - frozen
         assert entry.gains["text"].mean == pytest.approx(gain, abs=1e-5)
     assert entries[0].bench is entries[1].bench, "the frozen encoder is measured once per table"
@@ -128,9 +129,9 @@ def test_published_numbers_fit_together():
 
 def test_runs_that_differ_in_their_seed_alone_have_a_mean(tables, entries):
     (mean,) = [row for row in tables["accuracy"].groups[0][1] if row.name.startswith("mean")]
-    values = [entry.aligned.numbers["text"]["accuracy"].mean for entry in entries]
+    values = [entry.aligned.scores["text"]["accuracy"].mean for entry in entries]
     assert mean.numbers["text"].value == pytest.approx(np.mean(values))
-    assert mean.numbers["text"].high - mean.numbers["text"].value == pytest.approx(np.std(values, ddof=1))
+    assert mean.numbers["text"].std == pytest.approx(np.std(values, ddof=1))
     assert mean.origin["seed"] == "1, 2"
 
 
@@ -161,8 +162,7 @@ def test_the_command_repeats_the_sweep(place):
     cells = json.loads((place / "sweep" / "sweep.json").read_text())
     assert sweep_command(cells) == (
         "spaner sweep --cache CACHE --prompt-lengths 1,2 --aligners attention,hyena --template-sets "
-        "mined,vanilla "
-        "--heads 4 --epochs 2 --batch-size 32"
+        "mined,vanilla --heads 4 --epochs 2 --batch-size 32"
     )
 
 
@@ -173,6 +173,65 @@ def test_numbers_as_printed():
     assert text(None, "percent") == "–"
     assert bounds(Number(0.5, 0.4, 0.6), "cosine") == "0.400 … 0.600"
     assert bounds(Number(0.5), "cosine") == ""
+
+
+def test_absent_numbers_are_dashes_and_never_a_gap_of_zero():
+    """A head that ignores the query has no semantic score; one without a space has no cosine."""
+    probe = {"text": {"accuracy": 0.5, "accuracy_tie_aware": 0.5}, "semantic": None, "gap": None}
+    accuracy = report_tables.accuracy_numbers(probe)
+    assert accuracy["text"] == Number(0.5)
+    assert [text(accuracy[key], "percent") for key in ("semantic", "gap", "ceiling")] == ["–", "–", "–"]
+    assert set(report_tables.cosine_numbers(probe).values()) == {None}
+    assert averaged([accuracy, accuracy])["gap"] is None
+    assert averaged([accuracy, accuracy])["text"] == Number(0.5, std=0.0, n=2)
+
+
+def test_repetitions_are_printed_with_their_deviation():
+    several = Number.over([0.5, 0.6, 0.7])
+    assert (text(several, "percent"), bounds(several, "percent")) == ("60.0", "± 10.0")
+    assert bounds(several, "points") == "± 10.0", "a deviation has no sign"
+    assert bounds(Number.over([0.5]), "percent") == ""
+
+
+def probe_of(entry) -> Any:
+    """The entry as a linear probe would give it: one kind, no cosines, no space, no losses."""
+    match = entry.aligned.matches["text"]
+    bare = metrics.Match(match.labels, match.predicted, match.credit, match.credit_by_name)
+    scores = report_run.scores_of({"text": bare}, entry.bench.class_names)
+    aligned = report_run.Measured({"text": bare}, scores, pairs=[], directions=[], plane=None)
+    gains = {"text": entry.gains["text"]}
+    run = dataclasses.replace(entry.run, history=[])
+    return dataclasses.replace(entry, name="probe", aligned=aligned, gains=gains, run=run)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_head_without_space_or_semantic_score_has_a_page(entries, tmp_path, monkeypatch, alone):
+    probe = probe_of(entries[0])
+    if alone:
+        probe = dataclasses.replace(probe, bench=dataclasses.replace(probe.bench, frozen=None), gains=None)
+    shown = [probe] if alone else [probe, entries[1]]
+    monkeypatch.setattr(report, "measure", lambda *_: shown)
+    files = report.write([Path("probe")], tmp_path / "page.html")
+    page = files[0].read_text()
+    assert "nan" not in page
+    assert (">Space</h2>" in page) is not alone
+    with (tmp_path / "page_files" / "numbers.csv").open(newline="") as file:
+        mine = {line["number"] for line in csv.DictReader(file) if line["row"] == "probe"}
+    assert {"text", "tie_aware", "chance"} <= mine
+    assert not mine & {"semantic", "gap", "text_cosine", "modality_gap"}
+    for target in re.findall(r'href="(page_files/[^"]+)"', page):
+        assert (tmp_path / target).exists(), target
+
+
+def test_rows_that_nothing_may_be_compared_with_are_folded_away(entries, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "measure", lambda *_: entries)
+
+    def page() -> str:
+        return report.write([Path("run")], tmp_path / "page.html", figures=False)[0].read_text()
+
+    assert page().count('<details class="fold"><summary>') == 2, "Tables 1 and 2, closed"
+    monkeypatch.setattr(published, "reasons", lambda *_, **__: [])
+    assert 'class="fold"' not in page(), "open where they may be compared"
 
 
 def test_the_page_and_what_lies_beside_it(place, tmp_path):
@@ -243,7 +302,7 @@ def test_other_splits_and_encoders_stand_side_by_side_with_the_reason(place, tmp
     clip_like.build(tmp_path / "other", per_class=5)
     folder = train(tmp_path / "other", tmp_path / "more-rows")
     entries = report_run.measure([place / "runs" / "seed-1", folder, place / "runs" / "seed-2"])
-    (reason,) = report_tables.apart(entries)
+    (reason,) = origin.apart(entries)
     assert reason.startswith("different training draw (seed-1, seed-2: ")
     assert "more-rows: " in reason
     rows = [row for _, rows in report_tables.tables(entries)[0].groups for row in rows]
@@ -253,7 +312,7 @@ def test_other_splits_and_encoders_stand_side_by_side_with_the_reason(place, tmp
         entries[1],
         bench=dataclasses.replace(entries[1].bench, tables={"image/test": "f" * 64}, table="image/test"),
     )
-    assert any(line.startswith("different tested table") for line in report_tables.apart([entries[0], moved]))
+    assert any(line.startswith("different tested table") for line in origin.apart([entries[0], moved]))
     differences = report_tables.tables([entries[0], moved])[-1].groups[0][1]
     assert differences[0].mark == APART
     assert "tested on other rows (image/test ffffffffffff, image/test " in differences[0].because

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import clip_like
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from spaner import cache as caches
 from spaner.align.paper import audio as audio_tables
 from spaner.align.paper.image_text import why_not
-from spaner.align.paper.reproduce import ARTIFACTS, Setup, Spread, extract_command, reproduce
+from spaner.align.paper.reproduce import ARTIFACTS, SETTINGS, Setup, extract_command, reproduce
+from spaner.align.report.table import APART, OURS, Number, plain
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train import run as checkpoint
 from spaner.errors import CacheError, RecipeError
@@ -43,6 +45,16 @@ def cache(path):
 
 def setup(artifact: str, path: Path, out: Path, **more) -> Setup:
     return Setup(artifact, "synthetic", path, out, **{"seeds": (1, 2), "epochs": 1, "workers": 1} | more)
+
+
+def keys(outcome) -> list[str]:
+    return [column.key for column in outcome.tables[0].columns]
+
+
+def published(outcome) -> list[dict[str, Any]]:
+    """The numbers of the paper's rows, in order."""
+    rows = [row for row in outcome.tables[0].rows if row.mark != OURS]
+    return [{key: plain(cell) for key, cell in row.numbers.items()} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -140,28 +152,34 @@ def test_table1_is_the_mean_over_seeds_and_trains_once(path, cache, tmp_path):
     outcome = reproduce(asked)
     runs = {f: checkpoint.load(f) for f in sorted((tmp_path / "runs").iterdir())}
     assert [f.name for f in runs] == ["anchored-seed-1", "anchored-seed-2", "paper-seed-1", "paper-seed-2"]
-    lines = {line.name: line for line in outcome.lines}
+    ours = {row.name: row.numbers for row in outcome.tables[0].rows if row.mark == OURS}
     for recipe in ("paper", "anchored"):
         scores = [
             evaluate(run, cache)["semantic"]["accuracy"]
             for run in runs.values()
             if run.config.recipe == recipe
         ]
-        assert lines[f"SPANER, {recipe}"].ours["semantic"] == Spread.of(scores)
-    assert lines["SPANER, paper"].published == {"text": 0.697, "semantic": 0.676, "gap": 0.021}
-    assert lines["frozen encoder"].published["text"] == 0.667
-    assert lines["SPANER, anchored"].paper is None
+        assert ours[f"SPANER, {recipe}"]["semantic"] == Number.over(scores)
+    rows = [row.name for row in outcome.tables[0].rows]
+    assert rows == ["frozen encoder", "ZS CLIP", "SPANER, paper", "SPANER", "SPANER, anchored"]
+    assert published(outcome) == [
+        {"text": 0.667, "semantic": 0.641, "gap": 0.026},
+        {"text": 0.697, "semantic": 0.676, "gap": 0.021},
+    ]
     record = json.loads((tmp_path / "table1.json").read_text())
     assert (record["comparable"], record["seeds"]) == (False, [1, 2])
     assert str(tmp_path.parent.parent) not in json.dumps({**record, "command": ""}), "no absolute path"
-    assert reproduce(asked).lines == outcome.lines
+    assert reproduce(asked).tables == outcome.tables
     assert [checkpoint.load(f).seconds for f in runs] == [run.seconds for run in runs.values()]
 
 
-def test_a_spread_is_the_mean_and_the_samples_deviation():
-    spread = Spread.of([1, 2, 6])
-    assert (spread.mean, spread.std, spread.n) == (3, pytest.approx(7**0.5), 3)
-    assert Spread.of([0.5]) == Spread(0.5, 0.0, 1)
+def test_a_number_over_repetitions_is_the_mean_and_the_samples_deviation():
+    found = Number.over([1, 2, 6])
+    assert found is not None
+    assert (found.value, found.std, found.n) == (3, pytest.approx(7**0.5), 3)
+    assert Number.over([0.5]) == Number(0.5), "one has no deviation"
+    assert Number.over([0.5, None]) is None
+    assert Number.over([]) is None
 
 
 def test_a_saved_run_of_other_settings_is_not_taken(path, tmp_path):
@@ -173,17 +191,19 @@ def test_a_saved_run_of_other_settings_is_not_taken(path, tmp_path):
 @pytest.mark.parametrize("artifact", [name for name in ARTIFACTS if name not in ("table1", "table4")])
 def test_every_artifact_has_numbers_beside_the_papers(path, tmp_path, artifact):
     outcome = reproduce(setup(artifact, path, tmp_path, seeds=(1,)))
-    assert outcome.lines
-    for line in outcome.lines:
-        assert set(line.ours) == set(outcome.columns)
-        assert all(np.isfinite(value.mean) for value in line.ours.values())
+    for row in outcome.tables[0].rows:
+        if row.mark == OURS:
+            values = [plain(row.numbers[column.key]) for column in outcome.tables[0].columns]
+            assert all(isinstance(value, float) and np.isfinite(value) for value in values)
+        else:
+            assert row.mark == APART
+            assert "other data (synthetic" in row.because
     assert any("other data (synthetic" in reason for reason in outcome.why_not)
     assert any("made-up embeddings" in reason for reason in outcome.why_not)
     assert "1 epochs, not the recipe's" in outcome.why_not
     assert all(file.exists() for file in outcome.figures)
     assert bool(outcome.figures) == artifact.startswith("fig")
-    assert json.loads((tmp_path / f"{artifact}.json").read_text())["rows"]
-    published = {line.name: line.published for line in outcome.lines if line.published}
+    assert json.loads((tmp_path / f"{artifact}.json").read_text())["numbers"]
     expected = {
         "table2": {"text_cosine": 0.748, "semantic_cosine": 0.691},
         "table3": {"semantic": 0.554},
@@ -191,22 +211,22 @@ def test_every_artifact_has_numbers_beside_the_papers(path, tmp_path, artifact):
         "fig5": {"audio_image_cosine": 0.55, "audio_semantic_cosine": 0.48},
     }
     if artifact in expected:
-        assert expected[artifact] in published.values()
+        assert expected[artifact] in published(outcome)
 
 
 def test_table4_scores_the_same_runs_on_shifted_caches(path, tmp_path):
     shifted = clip_like.build(tmp_path / "shifted", per_class=2)
     outcome = reproduce(setup("table4", path, tmp_path / "out", seeds=(1,), shift=(shifted, path)))
-    assert list(outcome.columns) == ["text", "shifted", "cache"], "caches of one data set go by file name"
+    assert keys(outcome) == ["text", "shifted", "cache"], "caches of one data set go by file name"
     run = checkpoint.load(tmp_path / "out" / "runs" / "paper-seed-1")
-    ours = {line.name: line.ours for line in outcome.lines}["SPANER, paper"]
-    assert ours["shifted"].mean == evaluate(run, shifted)["text"]["accuracy"]
+    ours = {row.name: row.numbers for row in outcome.tables[0].rows}["SPANER, paper"]
+    assert plain(ours["shifted"]) == evaluate(run, shifted)["text"]["accuracy"]
     assert ours["cache"] == ours["text"]
 
 
 def test_table6_shows_five_right_and_five_wrong(path, tmp_path):
     outcome = reproduce(setup("table6", path, tmp_path, seeds=(1,), epochs=12))
-    kinds = [row[2] for row in outcome.listing[1:]]
+    kinds = [row.numbers["answer"] for row in outcome.tables[1].rows]
     assert kinds == ["right"] * 5 + ["wrong"] * 5
     assert "audio" in checkpoint.load(tmp_path / "runs" / "paper-seed-1+audio").widths
 
@@ -218,7 +238,7 @@ def test_sound_joins_a_given_run(path, tmp_path, longer):
     core.extensions.clear()
     core.save(folder)
     outcome = reproduce(setup("table3", path, tmp_path / "out", run=folder))
-    assert [line.name for line in outcome.lines] == [
+    assert [row.name for row in outcome.tables[0].rows if row.mark == OURS] == [
         f"SPANER, mine, {k}" for k in ("1 shot", "2 shots", "4 shots")
     ]
     assert not (tmp_path / "out" / "runs").exists()
@@ -256,22 +276,19 @@ def test_missing_parts_are_one_line(tmp_path, path):
     gone = Setup("table1", "digits", tmp_path / "gone", tmp_path / "out")
     with pytest.raises(
         CacheError,
-        match=r"no cache at .*gone: table1 needs image/train.*; type `spaner "
-        r"extract --data",
+        match=r"no cache at .*gone: table1 needs image/train.*; type `spaner extract --data",
     ):
         reproduce(gone)
     clip_like.build(tmp_path / "deaf", per_class=2, skip=("text/vanilla",))
     with pytest.raises(
         CacheError,
-        match=r"table1 needs text/vanilla, and .*deaf holds .*; type `spaner "
-        r".*--modality text",
+        match=r"table1 needs text/vanilla, and .*deaf holds .*; type `spaner .*--modality text",
     ):
         reproduce(setup("table1", tmp_path / "deaf", tmp_path / "out"))
     silent = clip_like.build(tmp_path / "silent", per_class=2)
     with pytest.raises(
         CacheError,
-        match=r"no sound to join: found no audio, expected audio/fold1 "
-        r".*--modality audio",
+        match=r"no sound to join: found no audio, expected audio/fold1 .*--modality audio",
     ):
         reproduce(setup("table3", silent, tmp_path / "out"))
     with pytest.raises(CacheError, match=r"table4 does not exist for synthetic: .*--shift CACHE"):
@@ -287,18 +304,17 @@ def test_imagenet_shifts_that_are_not_there(path, tmp_path, monkeypatch):
     asked = Setup("table4", "imagenet", path, tmp_path / "out", seeds=(1,), epochs=1)
     with pytest.raises(
         CacheError,
-        match=r"found none of cache/imagenet-v2, .*--dataset imagenet-v2 "
-        r"--modality image",
+        match=r"found none of cache/imagenet-v2, .*--dataset imagenet-v2 --modality image",
     ):
         reproduce(asked)
     clip_like.build(tmp_path / "cache" / "imagenet-r", per_class=2)
-    monkeypatch.setitem(__import__("spaner.align.paper.reproduce", fromlist=["x"]).SETTINGS, "imagenet", {})
+    monkeypatch.setitem(SETTINGS, "imagenet", {})
     outcome = reproduce(asked)
-    assert list(outcome.columns) == ["text", "imagenet-r"]
+    assert keys(outcome) == ["text", "imagenet-r"]
     assert [line.split(";")[0] for line in outcome.missing] == [
         f"no cache at cache/{name}" for name in ("imagenet-v2", "imagenet-sketch", "imagenet-a")
     ]
-    assert {line.name: line.published for line in outcome.lines}["SPANER, paper"]["imagenet-r"] == 0.670
+    assert published(outcome)[-1] == {"imagenet-r": 0.670, "text": 0.697}
 
 
 def test_template_sets_that_are_not_there_are_named(path, tmp_path):
@@ -311,8 +327,7 @@ def test_template_sets_that_are_not_there_are_named(path, tmp_path):
 def test_an_artifact_and_a_seed_there_must_be(path, tmp_path):
     with pytest.raises(
         RecipeError,
-        match=r"reproduce table9: there is none; expected one of table1, .*; "
-        r"type",
+        match=r"reproduce table9: there is none; expected one of table1, .*; type",
     ):
         reproduce(setup("table9", path, tmp_path))
     with pytest.raises(RecipeError, match=r"list of seeds is empty; .*--seeds 1,2,3"):

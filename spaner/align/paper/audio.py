@@ -21,10 +21,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner import cache as caches
-from spaner.align.paper import published
 from spaner.align.paper.image_text import quantiles
-from spaner.align.paper.reproduce import Line, Outcome, Setup, Spread, cores, extract_command
+from spaner.align.paper.reproduce import (
+    Reproduction,
+    Setup,
+    cores,
+    extract_command,
+    rows_beside,
+    table_of,
+)
+from spaner.align.report import published
 from spaner.align.report.figures import cdf_figure
+from spaner.align.report.table import OURS, Cell, Column, Number, Row, Table
 from spaner.align.score import metrics
 from spaner.align.score.evaluate import asking, class_vectors, embedded, tested_table
 from spaner.align.score.retrieval import retrieval
@@ -197,25 +205,29 @@ def top(
 # --- the paper's tables ---
 
 
-def audio_to_text(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+def audio_to_text(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduction:
     """Table 3: audio -> semantic accuracy at 1, 2 and 4 shots."""
     title = "Table 3: audio → semantic accuracy (%)"
-    return _table(title, dict.fromkeys(("semantic", "text"), "percent"), setup, cache, progress)
+    return _table(title, _columns(("semantic", "text"), "percent"), setup, cache, progress)
 
 
-def retrieval_into_audio(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+def retrieval_into_audio(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduction:
     """Table 5: recall@1 of class names and of images looking for sounds, and of sounds looking for images."""
     ways = ("semantic_to_audio", "image_to_audio", "audio_to_image")
     title = "Table 5: retrieval between sound and the others, recall@1 (%)"
-    return _table(title, dict.fromkeys(ways, "percent"), setup, cache, progress)
+    return _table(title, _columns(ways, "percent"), setup, cache, progress)
 
 
-def cosine_curves(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+def _columns(keys: Sequence[str], unit: str) -> list[Column]:
+    return [Column(key, key.replace("_", " "), unit) for key in keys]
+
+
+def cosine_curves(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduction:
     """Figure 5: cosines of sounds to images and to the class name of their class, at 4 shots."""
-    columns = {"audio_image_cosine": "cosine", "audio_semantic_cosine": "cosine", "margin": "cosine"}
+    columns = _columns(("audio_image_cosine", "audio_semantic_cosine", "margin"), "cosine")
     title = "Figure 5: cosine of sounds to their class (curves in the figure, means here)"
     cells = _cells(setup, cache, progress, SHOTS[-1:])
-    outcome = _collected(title, columns, setup, cache, cells)
+    made = _collected(title, columns, setup, cache, cells)
     curves: dict[str, dict[str, np.ndarray]] = {}
     for (name, _), found in cells.items():
         for pair, panel in (("audio_image", "Audio and image"), ("audio_semantic", "Audio and class name")):
@@ -223,12 +235,12 @@ def cosine_curves(setup: Setup, cache: caches.Cache, progress: Progress) -> Outc
                 [each.cosines[pair] for each in found.values()]
             )
     setup.out.mkdir(parents=True, exist_ok=True)
-    outcome.figures = cdf_figure(curves, setup.out / f"{setup.artifact}.png")
-    outcome.facts["quantiles"] = {p: {n: quantiles(v) for n, v in each.items()} for p, each in curves.items()}
-    return outcome
+    made.figures = cdf_figure(curves, setup.out / f"{setup.artifact}.png")
+    made.facts["quantiles"] = {p: {n: quantiles(v) for n, v in each.items()} for p, each in curves.items()}
+    return made
 
 
-def examples(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
+def examples(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduction:
     """Table 6: five right and five wrong answers with their top 5, of the first split at 4 shots."""
     name, run, folder = _core_runs(setup, cache, progress)[0]
     split = splits_of(cache)[0]
@@ -237,16 +249,32 @@ def examples(setup: Setup, cache: caches.Cache, progress: Progress) -> Outcome:
     found = heard(longer, cache, split.tests)
     answers = top(found, class_vectors(longer, cache, asking(cache)["semantic"]), cache.class_names)
     chosen = _drawn(answers, right=True) + _drawn(answers, right=False)
-    columns = {"semantic": "percent"}
-    return Outcome(
-        title=f"Table 6: sounds and the five class names nearest to them ({split.name}, {SHOTS[-1]} shots)",
-        columns=columns,
-        lines=[Line(f"{name}, {SHOTS[-1]} shots", {"semantic": Spread.of([found.numbers["semantic"]])})],
+    title = f"Table 6: sounds and the five class names nearest to them ({split.name}, {SHOTS[-1]} shots)"
+    numbers: dict[str, Cell] = {"semantic": Number(found.numbers["semantic"])}
+    rows = rows_beside(setup, f"{name}, {SHOTS[-1]} shots", [numbers], "", {}, [])
+    return Reproduction(
+        tables=[table_of(setup, title, _columns(("semantic",), "percent"), rows), _listing(chosen)],
         why_not=why_not(setup, cache, found.counts["clips"]),
-        listing=[["clip", "class", "", "nearest class names"], *map(_example, chosen)],
         facts={"examples": chosen},
         runs=[folder, longer.save(setup.out / "runs" / f"{folder.name}+audio")],
     )
+
+
+def _listing(answers: Sequence[Mapping[str, Any]]) -> Table:
+    columns = _columns(("class", "answer", "nearest class names"), "words")
+    rows = [
+        Row(
+            answer["id"],
+            OURS,
+            {
+                "class": answer["class"],
+                "answer": "right" if answer["right"] else "wrong",
+                "nearest class names": ", ".join(f"{e['name']} {e['cosine']:.2f}" for e in answer["top"]),
+            },
+        )
+        for answer in answers
+    ]
+    return Table("examples", "Sounds and what they found", columns, [("", rows)], first="clip")
 
 
 def _drawn(answers: Sequence[Mapping[str, Any]], *, right: bool) -> list[Mapping[str, Any]]:
@@ -256,18 +284,13 @@ def _drawn(answers: Sequence[Mapping[str, Any]], *, right: bool) -> list[Mapping
     return [chosen[i] for i in sorted(order.tolist())]
 
 
-def _example(answer: Mapping[str, Any]) -> list[str]:
-    names = ", ".join(f"{each['name']} {each['cosine']:.2f}" for each in answer["top"])
-    return [answer["id"], answer["class"], "right" if answer["right"] else "wrong", names]
-
-
 Cells = dict[tuple[str, int], dict[str, Heard]]
 """(system, shots) -> split -> what was measured."""
 
 
 def _table(
-    title: str, columns: dict[str, str], setup: Setup, cache: caches.Cache, progress: Progress
-) -> Outcome:
+    title: str, columns: list[Column], setup: Setup, cache: caches.Cache, progress: Progress
+) -> Reproduction:
     return _collected(title, columns, setup, cache, _cells(setup, cache, progress, SHOTS))
 
 
@@ -293,16 +316,20 @@ def _cells(setup: Setup, cache: caches.Cache, progress: Progress, shots: Sequenc
 
 
 def _collected(
-    title: str, columns: dict[str, str], setup: Setup, cache: caches.Cache, cells: Cells
-) -> Outcome:
+    title: str, columns: list[Column], setup: Setup, cache: caches.Cache, cells: Cells
+) -> Reproduction:
     first = next(iter(next(iter(cells.values())).values()))
     splits = next(iter(cells.values()))
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in first.counts.items())
-    return Outcome(
-        title=title,
-        columns=columns,
-        lines=[_line(setup, name, shots, found, columns) for (name, shots), found in cells.items()],
-        why_not=why_not(setup, cache, first.counts["clips"]),
+    why = why_not(setup, cache, first.counts["clips"])
+    rows = [
+        row
+        for (name, shots), found in cells.items()
+        for row in _rows(setup, name, shots, found, columns, why)
+    ]
+    return Reproduction(
+        tables=[table_of(setup, title, columns, rows)],
+        why_not=why,
         notes=[
             f"mean ± standard deviation over {len(splits)} splits ({', '.join(splits)})",
             f"queries per split: {counts}; chance {100 / len(cache.class_names):.1f} %",
@@ -319,19 +346,24 @@ def _collected(
     )
 
 
-def _line(
-    setup: Setup, name: str, shots: int, found: Mapping[str, Heard], columns: Mapping[str, str]
-) -> Line:
+def _rows(
+    setup: Setup,
+    name: str,
+    shots: int,
+    found: Mapping[str, Heard],
+    columns: Sequence[Column],
+    why: Sequence[str],
+) -> list[Row]:
     """Mean over the splits, and the published row at these shots for the paper's recipe."""
-    ours = {key: Spread.of(each.numbers[key] for each in found.values()) for key in columns}
-    label = f"{name}, {shots} shot{'s' * (shots > 1)}"
-    if name.endswith("anchored"):
-        return Line(label, ours)
-    wanted = f"SPANER, {shots} shot{'s' * (shots > 1)}"
-    rows = {row["name"]: row for row in published.benchmark(benchmark(setup))["rows"]}
-    row = rows.get(wanted, {}) | ({f"{k}_cosine": v for k, v in PAPER_COSINES.items()} if shots == 4 else {})
-    beside = {key: row[key] for key in columns if key in row}
-    return Line(label, ours, wanted if beside else None, beside)
+    ours: list[dict[str, Cell]] = [
+        {column.key: Number(each.numbers[column.key]) for column in columns} for each in found.values()
+    ]
+    at = f"{shots} shot{'s' * (shots > 1)}"
+    known: dict[str, float] = {}
+    if not name.endswith("anchored"):
+        known = dict(published.values(benchmark(setup), f"SPANER, {at}"))
+        known |= {f"{k}_cosine": v for k, v in PAPER_COSINES.items()} if shots == 4 else {}
+    return rows_beside(setup, f"{name}, {at}", ours, f"SPANER, {at}", known, why)
 
 
 def benchmark(setup: Setup) -> str:

@@ -2,15 +2,14 @@
 
     reproduce(Setup("table1", "digits", Path("cache/digits"), Path("reproduced/table1-digits")))
 
-A table is a function of a `Setup` and its opened cache (`paper_tables`, `audio_tables`). It trains what it
-needs into `<out>/runs` or `<out>/sweep`, where a second call finds it, and returns an `Outcome`: lines of
-means and standard deviations, each with the paper's row where it prints one, and the reasons why the two may
+A table is a function of a `Setup` and its opened cache (`image_text`, `audio`). It trains what it needs into
+`<out>/runs` or `<out>/sweep`, where a second call finds it, and returns a `Reproduction`: tables as a report
+has them, each measured row with the paper's row below it where it prints one, and the reasons why the two may
 not be compared. Nothing is extracted here: what a cache lacks is named with the command that makes it.
 """
 
 import json
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from spaner import cache as caches
+from spaner.align.report import published
+from spaner.align.report.table import OURS, Cell, Column, Row, Table, averaged, plain
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train import run as checkpoint
 from spaner.align.train.config import TrainConfig
@@ -26,7 +27,7 @@ from spaner.align.train.run import Run
 from spaner.errors import CacheError, RecipeError
 from spaner.progress import Progress, no_progress
 
-SCHEMA = "spaner-reproduction/1"
+SCHEMA = "spaner-reproduction/2"
 
 #: What can be made again, and the function that makes it.
 ARTIFACTS = {
@@ -82,59 +83,35 @@ class Setup:
         return SETTINGS.get(self.dataset, {}) | ({"epochs": self.epochs} if self.epochs else {})
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean and the sample's standard deviation of n repetitions; 0 for one."""
-
-    mean: float
-    std: float
-    n: int
-
-    @staticmethod
-    def of(values: Iterable[float]) -> "Spread":
-        found = [float(value) for value in values]
-        return Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found))
-
-
-@dataclass(frozen=True)
-class Line:
-    """One measured row, and the row of the paper that it would stand beside (None: the paper has none)."""
-
-    name: str
-    ours: dict[str, Spread]
-    paper: str | None = None
-    published: dict[str, float] = field(default_factory=dict)
-
-
 @dataclass
-class Outcome:
+class Reproduction:
     """A table or figure made again.
 
     Attributes:
-        title: what it is, and where it stands in the paper.
-        columns: key of a number -> "percent" (a fraction, printed in percent) or "cosine".
+        tables: the numbers, and where there are words to list (Table 6's examples, Figure 8's pairs) those.
         why_not: reasons why ours and the published rows cannot be compared; empty where they can.
         missing: one line for each part left out, with the command that makes it.
         notes: what a reader must know besides.
-        listing: rows of words, first the heading (Table 6's examples, Figure 8's pairs).
         facts: everything measured, for the JSON file.
         runs, sweep, figures: what was made on the way.
     """
 
-    title: str
-    columns: dict[str, str]
-    lines: list[Line]
+    tables: list[Table]
     why_not: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    listing: list[list[str]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     runs: list[Path] = field(default_factory=list)
     sweep: Path | None = None
     figures: list[Path] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """What it is, and where it stands in the paper."""
+        return self.tables[0].title
 
-def reproduce(setup: Setup, progress: Progress | None = None) -> Outcome:
+
+def reproduce(setup: Setup, progress: Progress | None = None) -> Reproduction:
     """Make the artifact again and write ``<out>/<artifact>.json``.
 
     Raises:
@@ -150,12 +127,12 @@ def reproduce(setup: Setup, progress: Progress | None = None) -> Outcome:
         raise RecipeError("reproduce: the list of seeds is empty; expected at least one; type --seeds 1,2,3")
     module, _, name = ARTIFACTS[setup.artifact].partition(":")
     with opened(setup) as cache:
-        outcome: Outcome = getattr(import_module(module), name)(setup, cache, progress or no_progress)
-        record = to_json(setup, cache, outcome)
+        made: Reproduction = getattr(import_module(module), name)(setup, cache, progress or no_progress)
+        record = to_json(setup, cache, made)
     setup.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     (setup.out / f"{setup.artifact}.json").write_text(text, encoding="utf-8")
-    return outcome
+    return made
 
 
 def opened(setup: Setup) -> caches.Cache:
@@ -197,10 +174,8 @@ def extract_command(dataset: str, cache: Path, modality: str = "") -> str:
         words.append(f"--modality {modality}")
     if dataset.startswith("imagenet-esc"):
         words.append("--shots 16")
-    if (
-        str(cache) != ("cache/imagenet16" if dataset == "imagenet" else f"cache/{dataset}")
-        or "esc" in dataset
-    ):
+    usual = "cache/imagenet16" if dataset == "imagenet" else f"cache/{dataset}"
+    if str(cache) != usual or "esc" in dataset:
         words.append(f"--cache {cache}")
     return " ".join(words)
 
@@ -237,12 +212,40 @@ def cores(
     }
 
 
-def to_json(setup: Setup, cache: caches.Cache, outcome: Outcome) -> dict[str, Any]:
+def table_of(
+    setup: Setup, title: str, columns: Sequence[Column], rows: Sequence[Row], key: str = ""
+) -> Table:
+    """The artifact's table: one group, its rows named by system."""
+    return Table(key or setup.artifact, title, list(columns), [("", list(rows))], first="")
+
+
+def rows_beside(
+    setup: Setup,
+    name: str,
+    repeated: Sequence[Mapping[str, Cell]],
+    paper: str,
+    known: Mapping[str, float],
+    why_not: Sequence[str],
+) -> list[Row]:
+    """Our row, the mean over repetitions, and below it the paper's for the same columns.
+
+    Args:
+        paper: name of the published row. known: its numbers; those of other columns are left out.
+    """
+    about = {"dataset": setup.dataset, "seed": " ".join(map(str, setup.seeds))}
+    rows = [Row(name, OURS, averaged(repeated), "", about)]
+    numbers = {key: known[key] for key in repeated[0] if key in known}
+    where = setup.artifact.replace("table", "Table ").replace("fig", "Figure ")
+    return rows + ([published.row(paper, numbers, where, "; ".join(why_not))] if numbers else [])
+
+
+def to_json(setup: Setup, cache: caches.Cache, made: Reproduction) -> dict[str, Any]:
     """Everything about it as JSON types, without absolute paths."""
+    numbers, *lists = made.tables
     return {
         "schema": SCHEMA,
         "artifact": setup.artifact,
-        "title": outcome.title,
+        "title": made.title,
         "command": command(setup),
         "dataset": cache.dataset,
         "tables": {name: cache.table(name).manifest.sha256 for name in cache.tables()},
@@ -253,15 +256,18 @@ def to_json(setup: Setup, cache: caches.Cache, outcome: Outcome) -> dict[str, An
         },
         "settings": setup.settings(),
         "seeds": list(setup.seeds),
-        "comparable": not outcome.why_not,
-        "not_comparable_because": outcome.why_not,
-        "missing": outcome.missing,
-        "notes": outcome.notes,
-        "columns": outcome.columns,
-        "rows": [asdict(line) for line in outcome.lines],
-        "listing": outcome.listing,
+        "comparable": not made.why_not,
+        "not_comparable_because": made.why_not,
+        "missing": made.missing,
+        "notes": made.notes,
+        "numbers": list(numbers.flat()),
+        "listing": [
+            {each.first: row.name} | {key: plain(cell) for key, cell in row.numbers.items()}
+            for each in lists
+            for row in each.rows
+        ],
         "versions": {name: version(name) for name in ("spaner", "torch")},
-        **outcome.facts,
+        **made.facts,
     }
 
 

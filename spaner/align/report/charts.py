@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from spaner.align.report.figures import KINDS, finished, grouped, mean_std, word
+from spaner.align.report.measured import Bench, Entry
+from spaner.align.report.origin import spaces
 from spaner.align.report.panel import Panel, legend, span, ticks
-from spaner.align.report.run import Bench, Entry, Measured
 from spaner.align.report.table import Number, bounds, text
 
 LOSSES = {"loss": "total", "align": "alignment, on f", "ca": "cross-attention, on z"}
@@ -24,26 +25,31 @@ MARKED = np.linspace(0, 1, 21)
 """Shares of rows at which a cumulative curve can be pointed at."""
 
 
-def spaces(bench: Bench, entries: Sequence[Entry]) -> dict[str, Measured]:
-    """The frozen encoder, if it has a common space, and every run."""
-    frozen = {"frozen encoder": bench.frozen} if bench.frozen else {}
-    return frozen | {entry.name: entry.aligned for entry in entries}
-
-
 def accuracy_charts(bench: Bench, entries: Sequence[Entry]) -> str:
     """A panel per kind of retrieval: a dot and its 95 % interval for each space, chance where it is near."""
-    shown = spaces(bench, entries)
-    found = {kind: [Number.of(s.numbers[kind]["accuracy"]) for s in shown.values()] for kind in KINDS}
-    every = [100 * v for ns in found.values() for n in ns if n for v in (n.low or n.value, n.high or n.value)]
+    found = {
+        kind: {
+            name: Number.of(s.scores[kind]["accuracy"])
+            for name, s in spaces(bench, entries).items()
+            if s.scores[kind]
+        }
+        for kind in KINDS
+    }
+    every = [
+        100 * v for ns in found.values() for n in ns.values() if n for v in (n.low, n.high) if v is not None
+    ]
     panels = []
     for kind, title in KINDS.items():
+        shown = found[kind]
+        if not shown:
+            continue
         panel = Panel(
             title, span(every, 0.12), (len(shown), 0), height=76 + 46 * len(shown), left=2, right=6, top=30
         )
         panel.title = ""
         panel.write(2, 15, title, "title")
         panel.grid([(v, f"{v:g}") for v in ticks(*panel.x)], [], "accuracy (%)")
-        for i, (name, number) in enumerate(zip(shown, found[kind], strict=True)):
+        for i, (name, number) in enumerate(shown.items()):
             assert number is not None
             assert number.low is not None
             assert number.high is not None
@@ -67,7 +73,9 @@ def _whisker(panel: Panel, low: float, high: float, y: float, index: int) -> str
 
 def cdf_charts(bench: Bench, entries: Sequence[Entry]) -> str:
     """A panel per kind, a curve per space: the share of test rows below each cosine; the mean is marked."""
-    shown = spaces(bench, entries)
+    shown = {name: s for name, s in spaces(bench, entries).items() if s.matches["text"].has_cosines}
+    if not shown:
+        return ""
     curves = {kind: [s.matches[kind].positive for s in shown.values()] for kind in KINDS}
     low, high = span([v for values in curves.values() for c in values for v in (c.min(), c.max())], 0.03)
     panels = []
@@ -121,7 +129,8 @@ def loss_chart(entry: Entry) -> str:
 
 def loss_charts(entries: Sequence[Entry]) -> str:
     """A panel per run."""
-    return _row([loss_chart(entry) for entry in entries]) + legend(list(LOSSES.values()))
+    charts = [loss_chart(entry) for entry in entries if entry.run.history]
+    return _row(charts) + legend(list(LOSSES.values())) if charts else ""
 
 
 def length_charts(cells: Sequence[Mapping[str, Any]]) -> str:

@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Float
 
 from spaner.align.report import theme as look
+from spaner.align.report.measured import KINDS
 from spaner.align.report.theme import Theme
 from spaner.align.score.metrics import cosine_cdf
 from spaner.errors import DatasetError
 
-KINDS = {"text": "Text retrieval", "semantic": "Semantic retrieval"}
 REPEATS = ("seed", "draw_seed")
 """Settings whose values are repetitions: averaged, never told apart."""
 

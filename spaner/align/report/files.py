@@ -16,16 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from spaner.align.paper import published
-from spaner.align.report import figures
+from spaner.align.report import figures, published
 from spaner.align.report import map_figures as maps
-from spaner.align.report.charts import spaces
 from spaner.align.report.maps import confused_pairs
-from spaner.align.report.origin import train_command
-from spaner.align.report.run import Entry, Measured
+from spaner.align.report.measured import Entry, Measured
+from spaner.align.report.origin import benches, spaces, train_command
 from spaner.align.report.sweep import Sweep
 from spaner.align.report.table import Table
-from spaner.align.report.tables import benches
 from spaner.align.score import metrics
 from spaner.align.score.confusion import confusion_matrix, most_confused_classes
 
@@ -86,16 +83,18 @@ def draw_figures(folder: Path, entries: Sequence[Entry], sweeps: Sequence[Sweep]
 
 def _figures(folder: Path, entries: Sequence[Entry], sweeps: Sequence[Sweep]) -> Iterator[list[Path]]:
     for number, (bench, members) in enumerate(benches(entries), 1):
-        shown = spaces(bench, members)
+        shown = {n: s for n, s in spaces(bench, members).items() if s.matches["text"].has_cosines}
         cosines = {k: {n: s.matches[k].positive for n, s in shown.items()} for k in figures.KINDS}
-        yield figures.cdf_figure(cosines, folder / f"cosine-{number}", title=bench.dataset)
-        if bench.frozen is not None:
+        if shown:
+            yield figures.cdf_figure(cosines, folder / f"cosine-{number}", title=bench.dataset)
+        if bench.frozen is not None and bench.frozen.plane:
             yield _scatter(
                 bench.frozen, folder / f"space-frozen-{number}", "frozen encoder", bench.class_names
             )
     for entry in entries:
         names = entry.bench.class_names
-        yield _scatter(entry.aligned, folder / f"space-{entry.anchor}", entry.name, names)
+        if entry.aligned.plane:
+            yield _scatter(entry.aligned, folder / f"space-{entry.anchor}", entry.name, names)
         for kind, match in entry.aligned.matches.items():
             matrix = confusion_matrix(match, names)
             worst = most_confused_classes(matrix)
@@ -104,7 +103,8 @@ def _figures(folder: Path, entries: Sequence[Entry], sweeps: Sequence[Sweep]) ->
                 path = folder / f"confusion-{kind}-{entry.anchor}"
                 chosen = [names[int(c)] for c in worst]
                 yield maps.confusion_figure(matrix[np.ix_(worst, worst)], chosen, path, title=title)
-        yield figures.loss_figure(entry.run.history, folder / f"loss-{entry.anchor}")
+        if entry.run.history:
+            yield figures.loss_figure(entry.run.history, folder / f"loss-{entry.anchor}")
     for sweep in sweeps:
         if "prompt_length" in sweep.varied:
             yield figures.prompt_length_figure(sweep.finished, folder / f"length-{sweep.anchor}")
@@ -114,6 +114,7 @@ def _figures(folder: Path, entries: Sequence[Entry], sweeps: Sequence[Sweep]) ->
 
 def _scatter(measured: Measured, path: Path, title: str, names: Sequence[str]) -> list[Path]:
     plane = measured.plane
+    assert plane is not None
     order = sorted(plane.points, key=lambda modality: modality == "text")  # texts on top, with their names
     points = {modality: plane.points[modality] for modality in order}
     return maps.scatter_figure(points, plane.labels, names, path, title=f"t-SNE, {title}")

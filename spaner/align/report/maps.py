@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Int
 
 from spaner.align.report.figures import KINDS
+from spaner.align.report.measured import Measured, Plane
 from spaner.align.report.panel import Panel, shape
-from spaner.align.report.run import Measured, Plane
 from spaner.align.score.confusion import confusion_matrix, most_confused_classes, most_confused_pairs
 
 CELL = 21
@@ -75,8 +75,8 @@ def _class_names(panel: Panel, plane: Plane, names: Sequence[str]) -> None:
 def confusion_charts(measured: Measured, names: Sequence[str], top: int = 20) -> str:
     """A heat map per kind of the most confused classes; an empty one says that nothing was confused."""
     panels = []
-    for kind, title in KINDS.items():
-        matrix = confusion_matrix(measured.matches[kind], names)
+    for kind, match in measured.matches.items():
+        title, matrix = KINDS[kind], confusion_matrix(match, names)
         worst = most_confused_classes(matrix, top)
         panels.append(_heat(title, matrix[np.ix_(worst, worst)], [names[int(c)] for c in worst]))
     return f'<div class="panels">{"".join(panels)}</div>'

@@ -1,15 +1,91 @@
-"""Where a number came from and what repeats it: split hash, encoder, seed and the command to type."""
+"""Where a number came from, what repeats it, and which runs may stand side by side or beside the paper.
+
+The origin of a number is a split hash, an encoder, a seed and the command to type. Runs tested on other rows,
+drawn otherwise or made by another encoder are never averaged; `apart` and `why_apart` say why.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from spaner.align.report.run import Entry
+from spaner.align.report import published
+from spaner.align.report.measured import Bench, Entry, Measured
 from spaner.align.train.config import ExtendConfig, TrainConfig, parts_of
 from spaner.errors import RecipeError
 from spaner.settings import axes
+
+FROZEN = "frozen encoder"
+
+
+def benches(entries: Sequence[Entry]) -> list[tuple[Bench, list[Entry]]]:
+    """Runs grouped by what they were tested on, in order of appearance."""
+    grouped: dict[int, tuple[Bench, list[Entry]]] = {}
+    for entry in entries:
+        grouped.setdefault(id(entry.bench), (entry.bench, []))[1].append(entry)
+    return list(grouped.values())
+
+
+def heading(bench: Bench) -> str:
+    """What a bench is, in a line."""
+    return f"{bench.dataset} · {bench.table} · {bench.rows:,} rows · {len(bench.class_names):,} classes"
+
+
+def spaces(bench: Bench, members: Sequence[Entry]) -> dict[str, Measured]:
+    """The frozen encoder, if it has a common space, and every run, by name."""
+    frozen = {FROZEN: bench.frozen} if bench.frozen else {}
+    return frozen | {entry.name: entry.aligned for entry in members}
+
+
+def apart(entries: Sequence[Entry]) -> list[str]:
+    """Why runs are shown side by side and never averaged; empty where they differ in nothing that matters."""
+    facts: dict[str, Callable[[Entry], str]] = {
+        "data set": lambda e: e.bench.dataset,
+        "tested table": lambda e: f"{e.bench.table} {e.bench.tables[e.bench.table][:12]}",
+        "training draw": lambda e: e.run.draw["sha256"][:12],
+        "encoder": lambda e: _encoder(e),
+    }
+    lines = []
+    for what, fact in facts.items():
+        by_fact: dict[str, list[str]] = {}
+        for entry in entries:
+            by_fact.setdefault(fact(entry), []).append(entry.name)
+        if len(by_fact) > 1:
+            listed = "; ".join(f"{', '.join(names)}: {value}" for value, names in by_fact.items())
+            lines.append(f"different {what} ({listed})")
+    return lines
+
+
+def _encoder(entry: Entry) -> str:
+    spec = entry.run.encoders[entry.bench.table.split("/")[0]]
+    return f"{spec.name} {spec.weights} {spec.weights_sha256[:12]}".strip()
+
+
+def why_apart(entry: Entry, paper: dict[str, Any]) -> str:
+    """Why this run cannot be compared with a published benchmark; "" where it can."""
+    modality, trained = paper["modality"], entry.run.draw
+    encoders = entry.run.encoders
+    shots = entry.run.draw["shots"]
+    for record in entry.run.extensions:
+        if record["config"]["modality"] == modality:
+            trained, shots = record["draw"], record["config"]["shots"]
+    return ", ".join(
+        published.reasons(
+            paper,
+            dataset=entry.bench.dataset,
+            encoder=encoders.get(modality, next(iter(encoders.values()))),
+            shots=shots,
+            draw=trained["rows"],
+            rows=_tested_rows(entry, modality),
+        )
+    )
+
+
+def _tested_rows(entry: Entry, modality: str) -> int:
+    if entry.bench.table.startswith(f"{modality}/"):
+        return entry.bench.rows
+    return next((d["targets"] for d in entry.aligned.directions if d["target"] == modality), 0)
 
 
 def origin(entry: Entry, *, frozen: bool = False) -> dict[str, Any]:

@@ -66,14 +66,35 @@ def page(title: str, lede: str, sections: Sequence[Section], footer: str) -> str
 
 
 def table(content: Table) -> str:
-    """A table that scrolls sideways on a narrow screen, by touch and by keyboard."""
-    head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in content.columns)
-    body = "".join(_group(heading, rows, content.columns) for heading, rows in content.groups)
+    """A table that scrolls sideways on a narrow screen, by touch and by keyboard.
+
+    Published rows that no run may be compared with are folded away behind one line.
+    """
+    folded = [group for group in content.groups if _nothing_to_compare(*group)]
+    shown = [group for group in content.groups if group not in folded]
+    note = f'<p class="note">{escape(content.note)}</p>' if content.note else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(content.title)}, table">'
-        f"<table><caption>{escape(content.title)}</caption>"
-        f'<thead><tr><th scope="col">run</th>{head}</tr></thead>{body}</table></div>'
-        + (f'<p class="note">{escape(content.note)}</p>' if content.note else "")
+        (_grid(content, shown, content.title) if shown else "")
+        + note
+        + "".join(
+            f'<details class="fold"><summary>{escape(heading)}: {len(rows)} rows, not comparable</summary>'
+            f"{_grid(content, [(heading, rows)], f'{content.title}, {heading}')}</details>"
+            for heading, rows in folded
+        )
+    )
+
+
+def _nothing_to_compare(heading: str, rows: Sequence[Row]) -> bool:
+    return bool(heading) and all(row.mark == APART for row in rows)
+
+
+def _grid(content: Table, groups: Sequence[tuple[str, list[Row]]], title: str) -> str:
+    head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in content.columns)
+    body = "".join(_group(heading, rows, content.columns) for heading, rows in groups)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}, table">'
+        f"<table><caption>{escape(title)}</caption>"
+        f'<thead><tr><th scope="col">{escape(content.first)}</th>{head}</tr></thead>{body}</table></div>'
     )
 
 
@@ -99,8 +120,10 @@ def _row(row: Row, columns: Sequence[Column], *, said: bool) -> str:
     for column in columns:
         number = row.numbers.get(column.key)
         sure = bounds(number, column.unit)
-        empty = ' class="none"' if number is None else ""
-        cells.append(f"<td{empty}>{text(number, column.unit)}{f'<small>{sure}</small>' if sure else ''}</td>")
+        kind = "none" if number is None else "words" if isinstance(number, str) else ""
+        empty = f' class="{kind}"' if kind else ""
+        small = f"<small>{sure}</small>" if sure else ""
+        cells.append(f"<td{empty}>{escape(text(number, column.unit))}{small}</td>")
     origin = "; ".join(f"{key} {value}" for key, value in row.origin.items() if value != "")
     kind = "" if row.mark == OURS else ' class="published"'
     return (

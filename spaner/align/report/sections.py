@@ -9,16 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from spaner.align.paper import published
+from spaner.align.report import published
 from spaner.align.report.charts import accuracy_charts, cdf_charts, choice_charts, length_charts, loss_charts
 from spaner.align.report.figures import KINDS
 from spaner.align.report.maps import confused_pairs, confusion_charts, plane_charts
-from spaner.align.report.origin import sweep_command, train_command
+from spaner.align.report.measured import Entry
+from spaner.align.report.origin import (
+    FROZEN,
+    benches,
+    heading,
+    spaces,
+    sweep_command,
+    train_command,
+    why_apart,
+)
 from spaner.align.report.page import Section, figure, table
-from spaner.align.report.run import Entry
 from spaner.align.report.sweep import Sweep
 from spaner.align.report.table import Number, Table, bounds, text
-from spaner.align.report.tables import benches, heading, why_apart
+from spaner.align.report.tables import accuracy_numbers
 
 TITLES = {
     "accuracy": ("Accuracy", "Class retrieval beside the paper's Table 1."),
@@ -57,7 +65,7 @@ def head(entries: Sequence[Entry], apart: Sequence[str]) -> str:
 
 
 def _tile(entry: Entry) -> str:
-    accuracy = [text(Number.of(entry.aligned.numbers[kind]["accuracy"]), "percent") for kind in KINDS]
+    accuracy = [text(accuracy_numbers(entry.aligned.scores)[kind], "percent") for kind in KINDS]
     gains = []
     for kind, gain in (entry.gains or {}).items():
         number = Number.of(gain)
@@ -91,7 +99,7 @@ def sections(
             yield Section("confusion", "Confusion", _confusion(entries, beside))
     if sweeps:
         yield Section("ablations", "Ablations", "".join(_sweep(s, by_key[s.anchor], beside) for s in sweeps))
-    if entries:
+    if any(entry.run.history for entry in entries):
         yield Section("training", "Training", _training(entries, beside))
     yield Section("origins", "Origins", _origins(entries, sweeps, apart))
 
@@ -103,25 +111,26 @@ def _accuracy(entries: Sequence[Entry]) -> str:
 
 def _cosine(entries: Sequence[Entry], beside: str) -> str:
     caption = "Share of test rows below each cosine to the own class; the large mark is the mean."
-    return "".join(
-        figure(cdf_charts(bench, members), caption, {bench.dataset: f"{beside}/cosine-{i}"})
+    drawn = [
+        (cdf_charts(bench, members), {bench.dataset: f"{beside}/cosine-{i}"})
         for i, (bench, members) in enumerate(benches(entries), 1)
-    )
+    ]
+    return "".join(figure(chart, caption, files) for chart, files in drawn if chart)
 
 
 def _space(entries: Sequence[Entry], beside: str) -> str:
     parts = []
     for number, (bench, members) in enumerate(benches(entries), 1):
-        planes = {"frozen encoder": bench.frozen.plane} if bench.frozen else {}
-        planes |= {entry.name: entry.aligned.plane for entry in members}
-        files = {"frozen encoder": f"{beside}/space-frozen-{number}"} if bench.frozen else {}
-        files |= {entry.name: f"{beside}/space-{entry.anchor}" for entry in members}
+        planes = {name: s.plane for name, s in spaces(bench, members).items() if s.plane}
+        if not planes:
+            continue
+        files = {FROZEN: f"{beside}/space-frozen-{number}"} if FROZEN in planes else {}
+        files |= {e.name: f"{beside}/space-{e.anchor}" for e in members if e.name in planes}
         parts.append(
             figure(
                 plane_charts(planes, bench.class_names),
                 "t-SNE over cosine distance: shape is the modality, colour the class. Point at a mark, or "
-                "walk "
-                "with the arrow keys. Distances between clusters mean nothing; whether the shapes mix does.",
+                "walk with the arrow keys. Distances between clusters mean nothing; whether the shapes mix does.",
                 files,
             )
         )
@@ -132,7 +141,7 @@ def _confusion(entries: Sequence[Entry], beside: str) -> str:
     parts = ["<p>Who is taken for whom among the 20 most confused classes: the paper's Figure 8.</p>"]
     for entry in entries:
         names = entry.bench.class_names
-        files = {kind: f"{beside}/confusion-{kind}-{entry.anchor}" for kind in KINDS}
+        files = {kind: f"{beside}/confusion-{kind}-{entry.anchor}" for kind in entry.aligned.matches}
         caption = "Rows: the true class; columns: what it was taken for. Only errors are coloured."
         parts.append(f"<h3>{escape(entry.name)}</h3>")
         parts.append(figure(confusion_charts(entry.aligned, names), caption, files))
@@ -164,7 +173,7 @@ def _sweep(found: Sweep, content: Table, beside: str) -> str:
 
 
 def _training(entries: Sequence[Entry], beside: str) -> str:
-    files = {entry.name: f"{beside}/loss-{entry.anchor}" for entry in entries}
+    files = {e.name: f"{beside}/loss-{e.anchor}" for e in entries if e.run.history}
     return figure(loss_charts(entries), "Losses, mean of each epoch.", files)
 
 

@@ -11,19 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spaner.align.report.measured import check_finite, unique_names
 from spaner.align.report.origin import sweep_command
-from spaner.align.report.run import check_finite, unique_names
-from spaner.align.report.table import OURS, Column, Number, Row, Table
+from spaner.align.report.table import OURS, Row, Table, averaged
+from spaner.align.report.tables import ACCURACY, COSINE, accuracy_numbers, cosine_numbers
 from spaner.align.train import sweep
 from spaner.errors import RunError
 
 COLUMNS = [
-    Column("text", "text", "percent"),
-    Column("semantic", "semantic", "percent"),
-    Column("gap", "gap", "points"),
-    Column("text_cosine", "text cosine", "cosine"),
-    Column("semantic_cosine", "semantic cosine", "cosine"),
-    Column("margin", "semantic margin", "cosine"),
+    *(column for column in ACCURACY if column.key in ("text", "semantic", "gap")),
+    *(column for column in COSINE if column.key in ("text_cosine", "semantic_cosine", "semantic_margin")),
 ]
 
 
@@ -93,32 +90,41 @@ def _check_one_bench(name: str, cells: Sequence[dict[str, Any]]) -> None:
     if len(tested) > 1:
         raise RunError(
             f"sweep {name}: its cells were tested on {len(tested)} different tables "
-            f"({', '.join(sorted(tested))}); "
-            "expected one, since cells are averaged over seeds; give every cache a sweep folder of its own"
+            f"({', '.join(sorted(tested))}); expected one, since cells are averaged "
+            "over seeds; give every cache a sweep folder of its own"
         )
 
 
-def table(found: Sweep) -> Table:
-    """Mean and standard deviation over seeds and draws of every combination."""
+def table(found: Sweep, settings: Sequence[str] | None = None) -> Table:
+    """Mean and standard deviation over seeds and draws of every combination.
+
+    Args:
+        settings: what names a row; default: what varies besides the repeats.
+    """
+    settings = found.varied if settings is None else settings
     rows = []
-    for combined in sweep.summary(found.finished):
-        settings = [f"{name.replace('_', ' ')} {combined[name]}" for name in found.varied if name in combined]
-        numbers: dict[str, Number | None] = {}
-        for column in COLUMNS:
-            mean, std = combined[column.key]
-            several = combined["cells"] > 1
-            numbers[column.key] = Number(mean, mean - std, mean + std) if several else Number(mean)
-        name = ", ".join(settings) or "all cells"
-        title = f"{name} ({combined['cells']})"
-        rows.append(Row(title, OURS, numbers, "", _origin(found, combined), found.anchor))
-    note = "In brackets the number of cells; small figures: mean ± standard deviation over seeds and draws."
+    for cells in combinations(found.finished, settings):
+        config = cells[0]["config"] | cells[0]["varied"]
+        name = ", ".join(f"{each.replace('_', ' ')} {config[each]}" for each in settings) or "all cells"
+        scored = [accuracy_numbers(cell["metrics"]) | cosine_numbers(cell["metrics"]) for cell in cells]
+        about = _origin(found, cells)
+        rows.append(Row(f"{name} ({len(cells)})", OURS, averaged(scored), "", about, found.anchor))
+    note = "In brackets the number of cells; small figures: standard deviation over seeds and draws."
     if found.failed:
         note += f" {found.failed} of {len(found.cells)} cells failed and are left out."
     return Table(found.anchor, f"Sweep {found.name}", COLUMNS, [("", rows)], note)
 
 
-def _origin(found: Sweep, combined: dict[str, Any]) -> dict[str, Any]:
-    cells = [c for c in found.finished if all(c["varied"].get(n) == combined[n] for n in found.varied)]
+def combinations(cells: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Cells that share the settings, repeats together, in order of appearance."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        values = cell["config"] | cell["varied"]
+        alike.setdefault(repr([values.get(name) for name in settings]), []).append(cell)
+    return list(alike.values())
+
+
+def _origin(found: Sweep, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = cells[0]
     tested, facts = first["metrics"]["tested"], first.get("facts", {})
     draws = {cell.get("facts", {}).get("draw", {}).get("sha256", "") for cell in cells}

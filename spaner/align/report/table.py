@@ -1,15 +1,17 @@
-"""Tables as data: every number with its unit, its interval, its mark and where it came from.
+"""The model of a table: every number with its unit, how sure it is, its mark and where it came from.
 
-    Number   a value, and the bounds of its 95 % interval where there is one
-    Row      numbers by column, marked "ours", "published" or "not comparable" (and then why)
-    Table    columns and rows; the page prints it, `numbers.csv` and `numbers.json` list it number by number
+    Number   a value with its 95 % interval over test rows, or its deviation over repetitions
+    Row      cells by column, marked "ours", "published" or "not comparable" (and then why)
+    Table    columns and rows in groups; the page and the terminal print it, `numbers.csv` lists its numbers
 
-Nothing is measured or drawn here.
+A number that does not exist is None and prints as a dash: a head that ignores the query has no semantic
+score, one without a space no cosine. Nothing is measured or drawn here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +22,14 @@ OURS, PUBLISHED, APART = "ours", "published", "not comparable"
 
 @dataclass(frozen=True)
 class Number:
-    """A measured value. `low` and `high` bound its 95 % interval over test rows."""
+    """A measured value: `low` and `high` bound its 95 % interval over test rows, or `std` is the sample's
+    standard deviation over `n` repetitions."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    std: float | None = None
+    n: int = 1
 
     @staticmethod
     def of(value: Interval | float | None) -> Number | None:
@@ -33,11 +38,25 @@ class Number:
             return Number(value.mean, value.low, value.high)
         return None if value is None else Number(float(value))
 
+    @staticmethod
+    def over(values: Iterable[float | None]) -> Number | None:
+        """Mean and deviation over repetitions; nothing where one of them has no value."""
+        found = list(values)
+        known = [float(value) for value in found if value is not None]
+        if not known or len(known) < len(found):
+            return None
+        std = statistics.stdev(known) if len(known) > 1 else None
+        return Number(statistics.fmean(known), std=std, n=len(known))
+
+
+Cell = Number | str | None
+"""What stands in a table: a number, words, or nothing."""
+
 
 @dataclass(frozen=True)
 class Column:
-    """`unit`: "percent" (a fraction, printed in percent), "points" (a difference of such), "cosine",
-    "count"."""
+    """`unit`: "percent" (a fraction, printed in percent), "points" (a difference of such), "cosine", "count"
+    or "words"."""
 
     key: str
     title: str
@@ -50,7 +69,7 @@ class Row:
 
     name: str
     mark: str
-    numbers: dict[str, Number | None]
+    numbers: Mapping[str, Cell]
     because: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
     anchor: str = ""
@@ -58,20 +77,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`groups` are blocks of rows under a heading of their own; a heading may be empty."""
+    """`groups` are blocks of rows under a heading of their own; a heading may be empty.
+
+    `first` is the title of the column of names.
+    """
 
     key: str
     title: str
     columns: list[Column]
     groups: list[tuple[str, list[Row]]]
     note: str = ""
+    first: str = "run"
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all groups."""
+        return [row for _, rows in self.groups for row in rows]
 
     def flat(self) -> Iterator[dict[str, Any]]:
-        """One mapping per number: the line of `numbers.csv`."""
+        """One mapping per number: the line of `numbers.csv`. Words are left out."""
         for heading, rows in self.groups:
             for row in rows:
                 for column in self.columns:
-                    if number := row.numbers.get(column.key):
+                    number = row.numbers.get(column.key)
+                    if isinstance(number, Number):
                         yield {
                             "table": self.key,
                             "group": heading,
@@ -83,20 +112,42 @@ class Table:
                             "value": number.value,
                             "low": number.low,
                             "high": number.high,
+                            "std": number.std,
+                            "repeats": number.n,
                             **row.origin,
                         }
 
 
-def text(number: Number | None, unit: str) -> str:
+def averaged(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Cell]:
+    """Mean and deviation of every column over repetitions of one row of numbers."""
+    return {key: Number.over(_value(row.get(key)) for row in rows) for key in rows[0]}
+
+
+def plain(cell: Cell) -> float | str | None:
+    """The bare value or words, as JSON holds them."""
+    return cell.value if isinstance(cell, Number) else cell
+
+
+def _value(cell: Cell) -> float | None:
+    return cell.value if isinstance(cell, Number) else None
+
+
+def text(cell: Cell, unit: str) -> str:
     """As printed: percent with one digit, cosines with three, signed differences; a dash for nothing."""
-    return "–" if number is None else _text(number.value, unit)
+    if isinstance(cell, Number):
+        return _text(cell.value, unit)
+    return cell or "–"
 
 
-def bounds(number: Number | None, unit: str) -> str:
-    """The interval as printed, or nothing."""
-    if number is None or number.low is None or number.high is None:
+def bounds(cell: Cell, unit: str) -> str:
+    """How sure a number is, as printed: the interval, or "± deviation"; nothing where neither is known."""
+    if not isinstance(cell, Number):
         return ""
-    return f"{_text(number.low, unit)} … {_text(number.high, unit)}"
+    if cell.std is not None:
+        return f"± {_text(cell.std, 'percent' if unit == 'points' else unit)}"
+    if cell.low is None or cell.high is None:
+        return ""
+    return f"{_text(cell.low, unit)} … {_text(cell.high, unit)}"
 
 
 def _text(value: float, unit: str) -> str:

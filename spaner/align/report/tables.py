@@ -1,21 +1,27 @@
-"""Which tables a report has, and which published rows stand in them (see `published`).
+"""The paper's Tables 1, 2 and 4 and what stands beside them: columns, numbers, published rows.
 
-Runs of one group differ in nothing but the seed of training when a mean is formed; runs on other splits or
-encoders stand side by side, and `apart` says why.
+    accuracy_numbers, cosine_numbers    from `evaluate`'s result, or a report's with intervals, to a row
+    tables                              all tables of the measured runs of a report
+    shift_table                         runs of one data set, scored on caches of others
+
+`spaner reproduce` fills the same columns by the same functions. Runs of one group differ in nothing but the
+seed of training when a mean is formed. Tables of the space itself are made by `space_tables`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from spaner.align.paper import published
-from spaner.align.report.origin import origin
-from spaner.align.report.run import RESAMPLES, Bench, Entry, Measured
-from spaner.align.report.table import APART, OURS, PUBLISHED, Column, Number, Row, Table
-from spaner.align.score.intervals import paired_difference
+from spaner import cache as caches
+from spaner.align.report import published, space_tables
+from spaner.align.report.measured import KINDS, RESAMPLES, Entry
+from spaner.align.report.origin import FROZEN, benches, heading, origin, why_apart
+from spaner.align.report.table import APART, OURS, Cell, Column, Number, Row, Table, averaged
+from spaner.align.score import evaluate
+from spaner.align.score.intervals import bootstrap, paired_difference
+from spaner.errors import SpanerError
 
 ACCURACY = [
     Column("text", "text", "percent"),
@@ -27,136 +33,104 @@ ACCURACY = [
     Column("ceiling", "ceiling", "percent"),
     Column("chance", "chance", "percent"),
 ]
+CONTROLS = {
+    "cosine": ("positive_cosine", "cosine"),
+    "margin": ("margin", "margin"),
+    "negative": ("negative_cosine", "mean negative"),
+    "centred": ("centred_cosine", "centred"),
+}
+"""Key -> the score's name in `evaluate`'s result, and the column's title."""
 COSINE = [
     Column(f"{kind}_{key}", f"{kind} {title}", "cosine")
-    for kind in ("text", "semantic")
-    for key, title in [
-        ("cosine", "cosine"),
-        ("margin", "margin"),
-        ("negative", "mean negative"),
-        ("centred", "centred"),
-    ]
+    for kind in KINDS
+    for key, (_, title) in CONTROLS.items()
 ]
-PAIRS = [
-    Column("modality_gap", "modality gap", "cosine"),
-    Column("separability", "separability", "percent"),
-    Column("uniformity_a", "uniformity, first", "cosine"),
-    Column("uniformity_b", "uniformity, second", "cosine"),
-]
-DIRECTIONS = [
-    *(Column(f"recall@{k}", f"recall@{k}", "percent") for k in (1, 5, 10)),
-    Column("mAP", "mAP", "percent"),
-    Column("chance", "chance", "percent"),
-    Column("hubness", "hubness", "cosine"),
-    Column("queries", "queries", "count"),
-    Column("targets", "targets", "count"),
-]
+
+Scores = Mapping[str, Any]
+"""`evaluate`'s result, its numbers plain or with intervals; a kind, or a number, may be None or absent."""
+
+
+def accuracy_numbers(scores: Scores) -> dict[str, Cell]:
+    """Table 1: text and semantic retrieval, the gap between them, and what they should be read against."""
+    return {
+        **{kind: _score(scores, kind, "accuracy") for kind in KINDS},
+        "gap": Number.of(scores.get("gap")),
+        "tie_aware": _score(scores, "text", "accuracy_tie_aware"),
+        "ceiling": Number.of(scores.get("ceiling")),
+        "chance": Number.of(scores.get("chance")),
+    }
+
+
+def cosine_numbers(scores: Scores) -> dict[str, Cell]:
+    """Table 2: the average cosine to the own class, and what shows a collapse beside it."""
+    return {
+        f"{kind}_{key}": _score(scores, kind, name) for kind in KINDS for key, (name, _) in CONTROLS.items()
+    }
+
+
+def shift_numbers(scored: Mapping[str, Scores]) -> dict[str, Cell]:
+    """Table 4: text accuracy by data set."""
+    return {name: _score(scores, "text", "accuracy") for name, scores in scored.items()}
+
+
+def _score(scores: Scores, kind: str, name: str) -> Number | None:
+    return Number.of((scores.get(kind) or {}).get(name))
 
 
 def tables(entries: Sequence[Entry]) -> list[Table]:
-    """All tables of the measured runs."""
-    found = [_accuracy(entries), _cosines(entries), _pairs(entries), _directions(entries)]
-    return found + ([_differences(entries)] if len(entries) > 1 else [])
-
-
-def apart(entries: Sequence[Entry]) -> list[str]:
-    """Why runs are shown side by side and never averaged; empty where they differ in nothing that matters."""
-    facts: dict[str, Callable[[Entry], str]] = {
-        "data set": lambda e: e.bench.dataset,
-        "tested table": lambda e: f"{e.bench.table} {e.bench.tables[e.bench.table][:12]}",
-        "training draw": lambda e: e.run.draw["sha256"][:12],
-        "encoder": lambda e: _encoder(e),
-    }
-    lines = []
-    for what, fact in facts.items():
-        by_fact: dict[str, list[str]] = {}
-        for entry in entries:
-            by_fact.setdefault(fact(entry), []).append(entry.name)
-        if len(by_fact) > 1:
-            listed = "; ".join(f"{', '.join(names)}: {value}" for value, names in by_fact.items())
-            lines.append(f"different {what} ({listed})")
-    return lines
-
-
-def _encoder(entry: Entry) -> str:
-    spec = entry.run.encoders[entry.bench.table.split("/")[0]]
-    return f"{spec.name} {spec.weights} {spec.weights_sha256[:12]}".strip()
-
-
-def benches(entries: Sequence[Entry]) -> list[tuple[Bench, list[Entry]]]:
-    """Runs grouped by what they were tested on, in order of appearance."""
-    grouped: dict[int, tuple[Bench, list[Entry]]] = {}
-    for entry in entries:
-        grouped.setdefault(id(entry.bench), (entry.bench, []))[1].append(entry)
-    return list(grouped.values())
-
-
-def heading(bench: Bench) -> str:
-    """What a bench is, in a line."""
-    return f"{bench.dataset} · {bench.table} · {bench.rows:,} rows · {len(bench.class_names):,} classes"
+    """All tables of the measured runs; those without a row are left out."""
+    found = [_accuracy(entries), _cosines(entries)]
+    found += [space_tables.pairs(entries), space_tables.directions(entries, _published)]
+    found += [_differences(entries)] if len(entries) > 1 else []
+    return [table for table in found if table.rows]
 
 
 def _accuracy(entries: Sequence[Entry]) -> Table:
-    def numbers(entry: Entry, *, frozen: bool) -> dict[str, Number | None]:
-        space = entry.bench.frozen if frozen else entry.aligned
-        assert space is not None
+    def numbers(entry: Entry, *, frozen: bool) -> dict[str, Cell]:
         gains = {} if frozen or not entry.gains else entry.gains
-        classes = len(entry.bench.class_names)
-        return {
-            "text": Number.of(space.numbers["text"]["accuracy"]),
-            "semantic": Number.of(space.numbers["semantic"]["accuracy"]),
-            "gap": Number.of(space.gap),
-            **{f"{kind}_gain": Number.of(gain) for kind, gain in gains.items()},
-            "tie_aware": Number.of(space.numbers["text"]["accuracy_tie_aware"]),
-            "ceiling": Number.of((entry.run.metrics or {}).get("ceiling")),
-            "chance": Number(1 / classes),
-        }
+        versus = {f"{kind}_gain": Number.of(gains.get(kind)) for kind in KINDS}
+        return accuracy_numbers(_scores(entry, frozen=frozen)) | versus
 
     return Table(
         "accuracy",
         "Class retrieval",
         ACCURACY,
-        _groups(entries, numbers) + _published(entries, "imagenet", ["text", "semantic", "gap"]),
+        [*_groups(entries, numbers), _published(entries, "imagenet", ["text", "semantic", "gap"])],
         "Text asks with “a photo of a {}.”, semantic with the bare class name; gap is text − semantic. In "
-        "percent "
-        "and points. Small figures: 95 % bootstrap interval over test rows. “vs frozen” compares row by row.",
+        "percent and points. Small figures: 95 % bootstrap interval over test rows. “vs frozen” compares row "
+        "by row.",
     )
 
 
 def _cosines(entries: Sequence[Entry]) -> Table:
-    names = {"cosine": "positive_cosine", "margin": "margin"}
-    names |= {"negative": "negative_cosine", "centred": "centred_cosine"}
-
-    def numbers(entry: Entry, *, frozen: bool) -> dict[str, Number | None]:
-        space = entry.bench.frozen if frozen else entry.aligned
-        assert space is not None
-        return {
-            f"{kind}_{key}": Number.of(space.numbers[kind][name])
-            for kind in ("text", "semantic")
-            for key, name in names.items()
-        }
+    def numbers(entry: Entry, *, frozen: bool) -> dict[str, Cell]:
+        return cosine_numbers(_scores(entry, frozen=frozen))
 
     return Table(
         "cosine",
         "Cosine to the own class",
         COSINE,
-        _groups(entries, numbers) + _published(entries, "imagenet", ["text_cosine", "semantic_cosine"]),
+        [*_groups(entries, numbers), _published(entries, "imagenet", ["text_cosine", "semantic_cosine"])],
         "A collapsed space has cosine 1 to everything. So beside each cosine: the margin to the hardest "
-        "wrong "
-        "class, the mean cosine to all wrong classes, and the cosine after both means are removed.",
+        "wrong class, the mean cosine to all wrong classes, and the cosine after both means are removed.",
     )
 
 
-def _groups(
-    entries: Sequence[Entry], numbers: Callable[..., dict[str, Number | None]]
-) -> list[tuple[str, list[Row]]]:
+def _scores(entry: Entry, *, frozen: bool) -> Scores:
+    if not frozen:
+        return entry.aligned.scores
+    assert entry.bench.frozen is not None
+    return entry.bench.frozen.scores
+
+
+def _groups(entries: Sequence[Entry], numbers: Callable[..., dict[str, Cell]]) -> list[tuple[str, list[Row]]]:
     """Per bench: the frozen encoder, every run, and means over runs that differ in their seed alone."""
     groups = []
     for bench, members in benches(entries):
         rows = []
         if bench.frozen is not None:
             about = origin(members[0], frozen=True)
-            rows.append(Row("frozen encoder", OURS, numbers(members[0], frozen=True), "", about))
+            rows.append(Row(FROZEN, OURS, numbers(members[0], frozen=True), "", about))
         for entry in members:
             mine = numbers(entry, frozen=False)
             rows.append(Row(entry.name, OURS, mine, "", origin(entry), entry.anchor))
@@ -164,7 +138,7 @@ def _groups(
     return groups
 
 
-def _means(members: Sequence[Entry], numbers: Callable[..., dict[str, Number | None]]) -> list[Row]:
+def _means(members: Sequence[Entry], numbers: Callable[..., dict[str, Cell]]) -> list[Row]:
     alike: dict[str, list[Entry]] = {}
     for entry in members:
         same = entry.run.config.replace(seed=0).to_json()
@@ -174,132 +148,25 @@ def _means(members: Sequence[Entry], numbers: Callable[..., dict[str, Number | N
     for group in alike.values():
         if len({entry.run.config.seed for entry in group}) < 2:
             continue
-        found = [numbers(entry, frozen=False) for entry in group]
-        mean = {key: _mean([n[key] for n in found]) for key in found[0]}
         seeds = ", ".join(str(entry.run.config.seed) for entry in group)
-        about = origin(group[0]) | {"seed": seeds}
-        rows.append(Row(f"mean of seeds {seeds} (± s.d.)", OURS, mean, "", about))
+        mean = averaged([numbers(entry, frozen=False) for entry in group])
+        rows.append(
+            Row(f"mean of seeds {seeds} (± s.d.)", OURS, mean, "", origin(group[0]) | {"seed": seeds})
+        )
     return rows
 
 
-def _mean(numbers: Sequence[Number | None]) -> Number | None:
-    """Mean, with one standard deviation over seeds on either side."""
-    values = [n.value for n in numbers if n is not None]
-    if len(values) < len(numbers):
-        return None
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    return Number(mean, mean - spread, mean + spread)
-
-
-def _published(entries: Sequence[Entry], name: str, columns: Sequence[str]) -> list[tuple[str, list[Row]]]:
+def _published(
+    entries: Sequence[Entry], name: str, columns: Sequence[str], where: str = ""
+) -> tuple[str, list[Row]]:
     """The paper's rows, marked not comparable where no run is, with every run's reasons."""
     paper = published.benchmark(name)
-    because = {entry.name: why_apart(entry, paper) for entry in entries}
-    mark = APART if all(because.values()) else PUBLISHED
     by_reason: dict[str, list[str]] = {}
-    for run, why in because.items():
-        by_reason.setdefault(why, []).append(run)
+    for entry in entries:
+        by_reason.setdefault(why_apart(entry, paper), []).append(entry.name)
     several = len(by_reason) > 1
     said = [f"{', '.join(runs)}: {why}" if several else why for why, runs in by_reason.items() if why]
-    source = {"command": f"{published.paper()['source']}, {paper['where']}"}
-    rows = [
-        Row(row["name"], mark, {c: Number(row[c]) for c in columns if c in row}, "; ".join(said), source)
-        for row in paper["rows"]
-        if any(c in row for c in columns)
-    ]
-    return [(f"{paper['title']} · {paper['where']} of the paper", rows)]
-
-
-def why_apart(entry: Entry, paper: dict[str, Any]) -> str:
-    """Why this run cannot be compared with a published benchmark; "" where it can."""
-    modality, trained = paper["modality"], entry.run.draw
-    encoders = entry.run.encoders
-    shots = entry.run.draw["shots"]
-    for record in entry.run.extensions:
-        if record["config"]["modality"] == modality:
-            trained, shots = record["draw"], record["config"]["shots"]
-    return ", ".join(
-        published.reasons(
-            paper,
-            dataset=entry.bench.dataset,
-            encoder=encoders.get(modality, next(iter(encoders.values()))),
-            shots=shots,
-            draw=trained["rows"],
-            rows=_tested_rows(entry, modality),
-        )
-    )
-
-
-def _tested_rows(entry: Entry, modality: str) -> int:
-    if entry.bench.table.startswith(f"{modality}/"):
-        return entry.bench.rows
-    return next((d["targets"] for d in entry.aligned.directions if d["target"] == modality), 0)
-
-
-def _spaces(bench: Bench, members: Sequence[Entry]) -> Iterator[tuple[str, Measured, dict[str, Any], str]]:
-    """(name, space, origin, anchor) of the frozen encoder, if it has a common space, and of every run."""
-    if bench.frozen is not None:
-        yield "frozen encoder", bench.frozen, origin(members[0], frozen=True), ""
-    for entry in members:
-        yield entry.name, entry.aligned, origin(entry), entry.anchor
-
-
-def _pairs(entries: Sequence[Entry]) -> Table:
-    return Table(
-        "modality_gap",
-        "Modality gap, before and after",
-        PAIRS,
-        _by_space(entries, lambda s: {f"{p['a']} – {p['b']}": p for p in s.pairs}, PAIRS),
-        "Distance of the two centroids on the unit sphere (Liang et al. 2022); how well a plane tells the "
-        "modalities apart, cross-validated (50 % = it cannot); uniformity of each (Wang & Isola 2020; "
-        "0 = collapsed).",
-    )
-
-
-def _directions(entries: Sequence[Entry]) -> Table:
-    def ways(space: Measured) -> dict[str, Any]:
-        return {f"{way['query']} → {way['target']}": way for way in space.directions}
-
-    heard = [entry for entry in entries if "audio" in entry.run.widths]
-    return Table(
-        "retrieval",
-        "Retrieval between modalities",
-        DIRECTIONS,
-        _by_space(entries, ways, DIRECTIONS) + (_published_audio(heard) if heard else []),
-        "Text is one row per class, its bare name. Relevant means of the same class.",
-    )
-
-
-def _by_space(
-    entries: Sequence[Entry], named: Callable[[Measured], dict[str, Any]], columns: Sequence[Column]
-) -> list[tuple[str, list[Row]]]:
-    """A group per space, in it a row for each of its named measurements."""
-    groups = []
-    for bench, members in benches(entries):
-        for name, space, about, anchor in _spaces(bench, members):
-            rows = [
-                Row(title, OURS, {c.key: Number.of(found[c.key]) for c in columns}, "", about, anchor)
-                for title, found in named(space).items()
-            ]
-            groups.append((f"{name} · {heading(bench)}", rows))
-    return groups
-
-
-def _published_audio(entries: Sequence[Entry]) -> list[tuple[str, list[Row]]]:
-    """Table 3 as directions: what the paper calls semantic is audio looking for class names."""
-    ways = {"semantic": "audio → text", "semantic_to_audio": "text → audio"}
-    ways |= {"image_to_audio": "image → audio"}
-    groups = []
-    for name in ("imagenet-esc-19", "imagenet-esc-27"):
-        ((title, rows),) = _published(entries, name, list(ways))
-        turned = [
-            dataclasses.replace(row, name=f"{row.name}: {way}", numbers={"recall@1": row.numbers[key]})
-            for row in rows
-            for key, way in ways.items()
-            if key in row.numbers
-        ]
-        groups.append((title, turned))
-    return groups
+    return published.group(name, columns, "; ".join(said), where=where, apart="" not in by_reason)
 
 
 def _differences(entries: Sequence[Entry]) -> Table:
@@ -311,16 +178,61 @@ def _differences(entries: Sequence[Entry]) -> Table:
             mine, other = (e.bench.tables[e.bench.table][:12] for e in (entry, first))
             why = f"tested on other rows ({entry.bench.table} {mine}, {first.bench.table} {other})"
             rows.append(Row(name, APART, {}, why, origin(entry), entry.anchor))
-            continue
-        numbers: dict[str, Number | None] = {}
-        for kind, match in entry.aligned.matches.items():
-            other = first.aligned.matches[kind]
-            pair = (match.credit, other.credit)
-            numbers[kind] = Number.of(paired_difference(*pair, resamples=RESAMPLES))
-            margins = (match.positive - match.hardest, other.positive - other.hardest)
-            numbers[f"{kind}_margin"] = Number.of(paired_difference(*margins, resamples=RESAMPLES))
-        rows.append(Row(name, OURS, numbers, "", origin(entry), entry.anchor))
-    columns = [Column(kind, f"{kind} accuracy", "points") for kind in ("text", "semantic")]
-    columns += [Column(f"{kind}_margin", f"{kind} margin", "cosine") for kind in ("text", "semantic")]
+        else:
+            rows.append(Row(name, OURS, _difference(entry, first), "", origin(entry), entry.anchor))
+    columns = [Column(kind, f"{kind} accuracy", "points") for kind in KINDS]
+    columns += [Column(f"{kind}_margin", f"{kind} margin", "cosine") for kind in KINDS]
     note = "Paired on the same test rows: an interval that leaves out 0 says that the two runs differ there."
     return Table("differences", "Between runs", columns, [("", rows)], note)
+
+
+def _difference(entry: Entry, first: Entry) -> dict[str, Cell]:
+    numbers: dict[str, Cell] = {}
+    for kind in KINDS:
+        a, b = (each.aligned.matches.get(kind) for each in (entry, first))
+        if a is None or b is None:
+            continue
+        numbers[kind] = Number.of(paired_difference(a.credit, b.credit, resamples=RESAMPLES))
+        if a.has_cosines and b.has_cosines:
+            margins = (a.positive - a.hardest, b.positive - b.hardest)
+            numbers[f"{kind}_margin"] = Number.of(paired_difference(*margins, resamples=RESAMPLES))
+    return numbers
+
+
+def shift_table(entries: Sequence[Entry], paths: Sequence[Path]) -> Table:
+    """Text accuracy of the first run's frozen encoder and of every run on every cache.
+
+    Raises:
+        Mismatch: a cache was made by another encoder than a run. CacheError: a table is missing.
+    """
+    columns: list[Column] = []
+    frozen: dict[str, Cell] = {}
+    scores: dict[str, dict[str, Cell]] = {entry.name: {} for entry in entries}
+    for path in paths:
+        with caches.open(path) as opened:
+            table = evaluate.tested_table(opened, None)
+            columns.append(Column(opened.dataset, opened.dataset, "percent"))
+            for entry in entries:
+                scores[entry.name][opened.dataset] = _shifted(entry, opened, table)
+            if entries[0].bench.frozen is not None:
+                frozen[opened.dataset] = _accuracy_on(evaluate.Frozen(), opened, table)
+    rows = [Row(FROZEN, OURS, frozen, "", origin(entries[0], frozen=True))] if frozen else []
+    rows += [Row(e.name, OURS, scores[e.name], "", origin(e), e.anchor) for e in entries]
+    groups = [("", rows)]
+    paper = _published(entries, "imagenet", [column.key for column in columns], "Table 4")
+    note = "Text retrieval; trained where the runs were trained, tested there only."
+    return Table("shift", "Domain shift", columns, groups + ([paper] if paper[1] else []), note)
+
+
+def _shifted(entry: Entry, cache: caches.Cache, table: str) -> Number | None:
+    try:
+        for needed in (table, *evaluate.asking(cache).values()):
+            entry.run.check(cache.table(needed).manifest)
+        return _accuracy_on(entry.run, cache, table)
+    except SpanerError as error:
+        raise type(error)(f"run {entry.name} on {cache.dataset}: {error}") from None
+
+
+def _accuracy_on(space: Any, cache: caches.Cache, table: str) -> Number | None:
+    credit = evaluate.matches(space, cache, table)["text"].credit
+    return Number.of(bootstrap(credit, resamples=RESAMPLES))

@@ -4,7 +4,7 @@
 
 Each run finds its cache by the way recorded in its folder, and is measured anew on the rows it was tested on;
 tables put the paper's numbers beside ours and say where the two must not be compared. The page asks the
-network for nothing. What is measured is in `run`, what is said in `sections`.
+network for nothing. What is measured is in `measured`, what is said in `sections`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from spaner.align.report import origin
 from spaner.align.report import sweep as report_sweep
 from spaner.align.report import tables as report_tables
 from spaner.align.report.files import draw_figures, write_numbers
+from spaner.align.report.measured import measure
 from spaner.align.report.page import page
-from spaner.align.report.run import measure
 from spaner.align.report.sections import head, sections
-from spaner.align.report.shift import shift_table
+from spaner.align.report.tables import shift_table
 from spaner.errors import RunError
 
 
@@ -60,7 +61,7 @@ def write(
     if shifts and entries:
         tables.append(shift_table(entries, shifts))
     tables += [report_sweep.table(sweep) for sweep in found]
-    apart = report_tables.apart(entries)
+    apart = origin.apart(entries)
     folder = out.with_name(f"{out.stem}_files")
     files = write_numbers(folder, tables, entries, found, apart)
     if figures:

@@ -1,7 +1,9 @@
-"""One run of a report: its cache found and proven unchanged, and everything measured that the page shows.
+"""What a report measures of a run: its cache found and proven unchanged, and everything that the page shows.
 
 A run is scored twice on the same rows: in its own space and in the frozen encoder's, where the modalities
 share one. Runs that were tested on the same tables share a `Bench`, whose frozen space is measured once.
+What a method does not have is None or left out: a head that ignores the query has no semantic score, one
+without a space no cosines, no retrieval between modalities and no plane.
 
 It reads run folders and sealed caches. It draws nothing and writes nothing.
 """
@@ -24,6 +26,9 @@ from spaner.align.train import run as checkpoint
 from spaner.align.train.run import Run
 from spaner.errors import CacheError, Mismatch, RunError, SpanerError
 
+KINDS = {"text": "Text retrieval", "semantic": "Semantic retrieval"}
+"""Kinds of retrieval, and how a chart calls them."""
+
 RESAMPLES = 1000
 PLANE_ROWS = 240
 """Rows of each modality in a t-SNE."""
@@ -44,14 +49,17 @@ class Plane:
 
 @dataclass(frozen=True)
 class Measured:
-    """One space on one bench: matches and numbers by kind of retrieval, pairs of modalities, directions."""
+    """One run, or the frozen encoder, on one bench.
+
+    `scores` has the shape of `evaluate`'s result: numbers by kind of retrieval, `gap`, `chance`, `ceiling`;
+    here with intervals. `matches` holds the rows behind them, for the kinds that the method can be asked.
+    """
 
     matches: dict[str, metrics.Match]
-    numbers: dict[str, dict[str, Interval | float]]
-    gap: Interval
+    scores: dict[str, Any]
     pairs: list[dict[str, Any]]
     directions: list[dict[str, Any]]
-    plane: Plane
+    plane: Plane | None
 
 
 @dataclass(frozen=True)
@@ -186,9 +194,9 @@ def _check_recorded(run: Run, aligned: Measured) -> None:
         found = float(match.credit.mean())
         if recorded is not None and abs(found - recorded) > AGREEMENT:
             raise RunError(
-                f"{kind} accuracy is {found:.4f} now and {recorded:.4f} in result.json, which cannot both "
-                "come "
-                "from these weights and rows; check the cache with `spaner cache verify`, then train again"
+                f"{kind} accuracy is {found:.4f} now and {recorded:.4f} in result.json, "
+                "which cannot both come from these weights and rows; check the cache with "
+                "`spaner cache verify`, then train again"
             )
 
 
@@ -229,29 +237,37 @@ def _sides(run: Run, cache: caches.Cache, table: str) -> dict[str, list[str]]:
 def _measured(space: Any, cache: caches.Cache, table: str, sides: dict[str, list[str]]) -> Measured:
     matches = evaluate.matches(space, cache, table)
     metrics.per_class_accuracy(matches["text"], cache.class_names)  # refuses a class without test rows
-    credit = {kind: match.credit for kind, match in matches.items()}
-    rows = {modality: _rows(space, cache, names) for modality, names in sides.items()}
+    rows = {modality: _rows(space, cache, names) for modality, names in sides.items() if space.has_space}
     return Measured(
         matches=matches,
-        numbers={kind: _numbers(match) for kind, match in matches.items()},
-        gap=paired_difference(credit["text"], credit["semantic"], resamples=RESAMPLES),
+        scores=scores_of(matches, cache.class_names),
         pairs=[_pair(a, b, rows[a][0], rows[b][0]) for a, b in combinations(rows, 2)],
         directions=[_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)],
-        plane=_plane(rows, len(cache.class_names)),
+        plane=_plane(rows, len(cache.class_names)) if rows else None,
     )
+
+
+def scores_of(matches: dict[str, metrics.Match], names: Sequence[str]) -> dict[str, Any]:
+    """Numbers with intervals over the test rows, in the shape of `evaluate`'s result."""
+    credit = [matches[kind].credit for kind in KINDS if kind in matches]
+    return {
+        **{kind: _numbers(matches[kind]) if kind in matches else None for kind in KINDS},
+        "gap": paired_difference(credit[0], credit[1], resamples=RESAMPLES) if len(credit) == 2 else None,
+        "chance": metrics.chance(len(names)),
+        "ceiling": metrics.ceiling(matches["text"].labels, names),
+    }
 
 
 def _numbers(match: metrics.Match) -> dict[str, Interval | float]:
     """The collapse controls stand beside the cosine: a point has cosine 1, margin 0 and accuracy 1/C."""
-    per_row = {
-        "accuracy": match.credit,
-        "accuracy_tie_aware": match.credit_by_name,
-        "positive_cosine": match.positive,
-        "margin": match.positive - match.hardest,
-        "negative_cosine": match.negative,
+    per_row: dict[str, np.ndarray] = {"accuracy": match.credit, "accuracy_tie_aware": match.credit_by_name}
+    if match.has_cosines:
+        per_row |= {"positive_cosine": match.positive, "margin": match.positive - match.hardest}
+        per_row |= {"negative_cosine": match.negative}
+    sure: dict[str, Interval | float] = {
+        name: bootstrap(values, resamples=RESAMPLES) for name, values in per_row.items()
     }
-    sure = {name: bootstrap(values, resamples=RESAMPLES) for name, values in per_row.items()}
-    return {**sure, "centred_cosine": metrics.centred_cosine(match)}
+    return sure | ({"centred_cosine": metrics.centred_cosine(match)} if match.has_cosines else {})
 
 
 def _rows(space: Any, cache: caches.Cache, names: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -313,4 +329,5 @@ def _gains(aligned: Measured, frozen: Measured | None) -> dict[str, Interval] | 
     return {
         kind: paired_difference(match.credit, frozen.matches[kind].credit, resamples=RESAMPLES)
         for kind, match in aligned.matches.items()
+        if kind in frozen.matches
     }
