@@ -126,6 +126,15 @@ def test_confusion_figure_counts_errors_and_right_answers(tmp_path):
     assert found.count("newt") == 2
 
 
+def test_class_names_are_not_mathematics(tmp_path):
+    """matplotlib reads what stands between two dollar signs as a formula, and refuses a wrong one."""
+    names = ["$1", "C$_2$", r"$\frac{$"]
+    matrix = np.array([[41, 3, 0], [0, 37, 7], [0, 0, 43]])
+    svg = words(maps.confusion_figure(matrix, names, tmp_path / "f", title="$x_$")[1])
+    for name in [*names, "$x_$"]:
+        assert name in svg
+
+
 def test_scatter_figure_names_classes_and_counts_modalities(tmp_path):
     rng = np.random.default_rng(0)
     points = {"image": rng.random((31, 2)), "text": rng.random((3, 2))}

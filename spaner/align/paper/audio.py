@@ -32,7 +32,7 @@ from spaner.align.paper.reproduce import (
 )
 from spaner.align.report import published
 from spaner.align.report.figures import cdf_figure
-from spaner.align.report.table import OURS, Cell, Column, Number, Row, Table
+from spaner.align.report.table import OURS, Cell, Column, Number, ReportTable, Row
 from spaner.align.score import metrics
 from spaner.align.score.evaluate import asking, class_vectors, embedded, tested_table
 from spaner.align.score.retrieval import retrieval
@@ -54,7 +54,7 @@ PAPER_COSINES = {"audio_image": 0.55, "audio_semantic": 0.48}
 
 
 @dataclass(frozen=True)
-class Split:
+class AudioSplit:
     """Which table lets audio join, which test, and how the shots are chosen."""
 
     name: str
@@ -100,7 +100,7 @@ def other_folds(fold: int, present: Sequence[str]) -> list[str]:
     return [name for name in names if name != f"fold{fold}"]
 
 
-def splits_of(cache: caches.Cache) -> list[Split]:
+def splits_of(cache: caches.Cache) -> list[AudioSplit]:
     """The five folds of the protocol; five seeded draws where audio has a train and a test table instead.
 
     Raises:
@@ -109,11 +109,11 @@ def splits_of(cache: caches.Cache) -> list[Split]:
     present = [name.split("/")[1] for name in cache.tables() if name.startswith("audio/")]
     if any(name.startswith("fold") for name in present):
         return [
-            Split(f"fold {s}", f"fold{s}", tuple(other_folds(s, present)), "first")
+            AudioSplit(f"fold {s}", f"fold{s}", tuple(other_folds(s, present)), "first")
             for s in range(1, FOLDS + 1)
         ]
     if {"train", "test"} <= set(present):
-        return [Split(f"draw seed {s}", "train", ("test",), "draw", s) for s in range(1, FOLDS + 1)]
+        return [AudioSplit(f"draw seed {s}", "train", ("test",), "draw", s) for s in range(1, FOLDS + 1)]
     command = extract_command(cache.dataset, cache.path, "audio")
     raise CacheError(
         f"{cache.path} has no sound to join: found "
@@ -122,7 +122,7 @@ def splits_of(cache: caches.Cache) -> list[Split]:
     )
 
 
-def joined(run: Run, cache: caches.Cache, split: Split, shots: int, setup: Setup) -> Run:
+def joined(run: Run, cache: caches.Cache, split: AudioSplit, shots: int, setup: Setup) -> Run:
     """The run with audio in it, trained on one split.
 
     Raises:
@@ -260,7 +260,7 @@ def examples(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduct
     )
 
 
-def _listing(answers: Sequence[Mapping[str, Any]]) -> Table:
+def _listing(answers: Sequence[Mapping[str, Any]]) -> ReportTable:
     columns = _columns(("class", "answer", "nearest class names"), "words")
     rows = [
         Row(
@@ -274,7 +274,7 @@ def _listing(answers: Sequence[Mapping[str, Any]]) -> Table:
         )
         for answer in answers
     ]
-    return Table("examples", "Sounds and what they found", columns, [("", rows)], first="clip")
+    return ReportTable("examples", "Sounds and what they found", columns, [("", rows)], first="clip")
 
 
 def _drawn(answers: Sequence[Mapping[str, Any]], *, right: bool) -> list[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from spaner.align.report import sweep as report_sweep
 from spaner.align.report.figures import cdf_figure, choice_figure, prompt_length_figure
 from spaner.align.report.map_figures import confusion_figure
 from spaner.align.report.origin import FROZEN
-from spaner.align.report.table import OURS, Cell, Column, Number, Row, Table
+from spaner.align.report.table import OURS, Cell, Column, Number, ReportTable, Row
 from spaner.align.report.tables import ACCURACY, COSINE, accuracy_numbers, cosine_numbers, shift_numbers
 from spaner.align.score import confusion as confused
 from spaner.align.score.evaluate import Frozen, evaluate, matches, tested_table
@@ -88,7 +88,7 @@ def _table(
     columns: Sequence[Column],
     systems: Mapping[str, Sequence[Mapping[str, Cell]]],
     why: Sequence[str],
-) -> Table:
+) -> ReportTable:
     """A row per system, the published row of that system on ImageNet below it."""
     rows: list[Row] = []
     for name, repeated in systems.items():
@@ -237,7 +237,7 @@ def confusion(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduc
     )
 
 
-def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Table:
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> ReportTable:
     columns = [
         Column("a_as_b", "first as second", "count"),
         Column("b_as_a", "second as first", "count"),
@@ -247,7 +247,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Table:
         Row(f"{pair['a']} / {pair['b']}", OURS, {column.key: Number(pair[column.key]) for column in columns})
         for pair in pairs
     ]
-    return Table("pairs", "Most confused pairs", columns, [("", rows)], first="most confused pair")
+    return ReportTable("pairs", "Most confused pairs", columns, [("", rows)], first="most confused pair")
 
 
 # --- Figures 6 and 7: sweeps ---

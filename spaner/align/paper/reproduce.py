@@ -18,7 +18,7 @@ from typing import Any
 
 from spaner import cache as caches
 from spaner.align.report import published
-from spaner.align.report.table import OURS, Cell, Column, Row, Table, averaged, plain
+from spaner.align.report.table import OURS, Cell, Column, ReportTable, Row, averaged, plain
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train import run as checkpoint
 from spaner.align.train.config import TrainConfig
@@ -96,7 +96,7 @@ class Reproduction:
         runs, sweep, figures: what was made on the way.
     """
 
-    tables: list[Table]
+    tables: list[ReportTable]
     why_not: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -214,9 +214,9 @@ def cores(
 
 def table_of(
     setup: Setup, title: str, columns: Sequence[Column], rows: Sequence[Row], key: str = ""
-) -> Table:
+) -> ReportTable:
     """The artifact's table: one group, its rows named by system."""
-    return Table(key or setup.artifact, title, list(columns), [("", list(rows))], first="")
+    return ReportTable(key or setup.artifact, title, list(columns), [("", list(rows))], first="")
 
 
 def rows_beside(

@@ -27,17 +27,13 @@ MARKED = np.linspace(0, 1, 21)
 
 def accuracy_charts(bench: Bench, entries: Sequence[Entry]) -> str:
     """A panel per kind of retrieval: a dot and its 95 % interval for each space, chance where it is near."""
+    every_space = spaces(bench, entries).items()
     found = {
-        kind: {
-            name: Number.of(s.scores[kind]["accuracy"])
-            for name, s in spaces(bench, entries).items()
-            if s.scores[kind]
-        }
+        kind: {name: Number.of(s.scores[kind]["accuracy"]) for name, s in every_space if s.scores[kind]}
         for kind in KINDS
     }
-    every = [
-        100 * v for ns in found.values() for n in ns.values() if n for v in (n.low, n.high) if v is not None
-    ]
+    numbers = [number for each in found.values() for number in each.values() if number]
+    every = [100 * v for n in numbers for v in (n.low, n.high) if v is not None]
     panels = []
     for kind, title in KINDS.items():
         shown = found[kind]

@@ -22,7 +22,7 @@ from spaner.align.report.maps import confused_pairs
 from spaner.align.report.measured import Entry, Measured
 from spaner.align.report.origin import benches, spaces, train_command
 from spaner.align.report.sweep import Sweep
-from spaner.align.report.table import Table
+from spaner.align.report.table import ReportTable
 from spaner.align.score import metrics
 from spaner.align.score.confusion import confusion_matrix, most_confused_classes
 
@@ -30,7 +30,11 @@ SCHEMA = "spaner-report/1"
 
 
 def write_numbers(
-    folder: Path, tables: Sequence[Table], entries: Sequence[Entry], sweeps: Sequence[Sweep], apart: list[str]
+    folder: Path,
+    tables: Sequence[ReportTable],
+    entries: Sequence[Entry],
+    sweeps: Sequence[Sweep],
+    apart: list[str],
 ) -> list[Path]:
     """numbers.json and numbers.csv."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -132,16 +132,19 @@ def sweep_command(cells: Sequence[dict[str, Any]]) -> str:
 
 def _settings(config: dict[str, Any], skip: set[str] | None = None) -> Iterator[str]:
     """A training's recipe, if it is not the default, and the options that differ from it."""
+    method = config.get("method", "spaner")
     try:
-        base = TrainConfig.from_recipe(config["recipe"])
+        base = TrainConfig.from_recipe(config["recipe"], method=method)
     except RecipeError:  # a file that is not here: say everything
-        base = TrainConfig()
+        base = TrainConfig.from_recipe(TrainConfig().recipe, method=method)
     if base.recipe != TrainConfig().recipe:
         yield f"--recipe {base.recipe}"
-    yield from _options(config, base.to_json(), {"recipe", *(skip or ())})
+    if method != TrainConfig().method:
+        yield f"--method {method}"
+    yield from _options(config, base.to_json(), {"recipe", "method", *(skip or ())})
 
 
 def _options(config: dict[str, Any], base: dict[str, Any], skip: set[str]) -> Iterator[str]:
     for name, value in config.items():
-        if name not in skip and value is not None and value != base[name]:
+        if name not in skip and value is not None and value != base.get(name):
             yield f"--{name.replace('_', '-')} {value}"

@@ -12,7 +12,7 @@ from html import escape
 from importlib.resources import files
 
 from spaner.align.report.panel import symbols
-from spaner.align.report.table import APART, OURS, Column, Row, Table, bounds, text
+from spaner.align.report.table import APART, OURS, Column, ReportTable, Row, bounds, text
 from spaner.align.report.theme import DARK, LIGHT, Theme
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
@@ -65,7 +65,7 @@ def page(title: str, lede: str, sections: Sequence[Section], footer: str) -> str
 """
 
 
-def table(content: Table) -> str:
+def table(content: ReportTable) -> str:
     """A table that scrolls sideways on a narrow screen, by touch and by keyboard.
 
     Published rows that no run may be compared with are folded away behind one line.
@@ -88,7 +88,7 @@ def _nothing_to_compare(heading: str, rows: Sequence[Row]) -> bool:
     return bool(heading) and all(row.mark == APART for row in rows)
 
 
-def _grid(content: Table, groups: Sequence[tuple[str, list[Row]]], title: str) -> str:
+def _grid(content: ReportTable, groups: Sequence[tuple[str, list[Row]]], title: str) -> str:
     head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in content.columns)
     body = "".join(_group(heading, rows, content.columns) for heading, rows in groups)
     return (

@@ -25,8 +25,9 @@ from spaner.align.report.origin import (
 )
 from spaner.align.report.page import Section, figure, table
 from spaner.align.report.sweep import Sweep
-from spaner.align.report.table import Number, Table, bounds, text
+from spaner.align.report.table import Number, ReportTable, bounds, text
 from spaner.align.report.tables import accuracy_numbers
+from spaner.align.train.run import Run
 
 TITLES = {
     "accuracy": ("Accuracy", "Class retrieval beside the paper's Table 1."),
@@ -82,7 +83,7 @@ def _tile(entry: Entry) -> str:
 
 def sections(
     entries: Sequence[Entry],
-    tables: Sequence[Table],
+    tables: Sequence[ReportTable],
     sweeps: Sequence[Sweep],
     apart: Sequence[str],
     beside: str,
@@ -130,7 +131,8 @@ def _space(entries: Sequence[Entry], beside: str) -> str:
             figure(
                 plane_charts(planes, bench.class_names),
                 "t-SNE over cosine distance: shape is the modality, colour the class. Point at a mark, or "
-                "walk with the arrow keys. Distances between clusters mean nothing; whether the shapes mix does.",
+                "walk with the arrow keys. Distances between clusters mean nothing; whether the shapes mix "
+                "does.",
                 files,
             )
         )
@@ -141,7 +143,8 @@ def _confusion(entries: Sequence[Entry], beside: str) -> str:
     parts = ["<p>Who is taken for whom among the 20 most confused classes: the paper's Figure 8.</p>"]
     for entry in entries:
         names = entry.bench.class_names
-        files = {kind: f"{beside}/confusion-{kind}-{entry.anchor}" for kind in entry.aligned.matches}
+        kinds = entry.aligned.matches
+        files = {kind: f"{beside}/confusion-{kind}-{entry.anchor}" for kind in kinds}
         caption = "Rows: the true class; columns: what it was taken for. Only errors are coloured."
         parts.append(f"<h3>{escape(entry.name)}</h3>")
         parts.append(figure(confusion_charts(entry.aligned, names), caption, files))
@@ -161,7 +164,7 @@ def _pairs(found: Sequence[dict]) -> str:
     return "<br>".join(items) or "none"
 
 
-def _sweep(found: Sweep, content: Table, beside: str) -> str:
+def _sweep(found: Sweep, content: ReportTable, beside: str) -> str:
     parts = [f'<h3 id="{found.anchor}">{escape(found.name)}</h3>']
     if "prompt_length" in found.varied:
         caption = "Accuracy over prompt length and fusion (Figure 6): mean ± standard deviation over seeds."
@@ -200,7 +203,7 @@ def _card(entry: Entry) -> str:
     config = run.config
     facts = {
         "command": train_command(entry),
-        "recipe": f"{config.recipe}, {config.aligner}, {config.epochs} epochs, {run.seconds:.0f} s",
+        "recipe": _recipe(run),
         "seed": str(config.seed),
         "training draw": _draw(run.draw),
         **{f"trained on {name}": digest for name, digest in run.tables.items()},
@@ -217,6 +220,13 @@ def _card(entry: Entry) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
     }
     return _details(entry.anchor, entry.name, facts)
+
+
+def _recipe(run: Run) -> str:
+    """How it was fitted, in a line; a closed form has neither aligner nor epochs."""
+    config = run.config.to_json()
+    parts = [run.config.title, config.get("aligner"), f"{len(run.history)} epochs" if run.history else None]
+    return ", ".join([*filter(None, parts), f"{run.seconds:.0f} s"])
 
 
 def _draw(draw: dict) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from spaner.align.report.measured import Bench, Entry, Measured
 from spaner.align.report.origin import FROZEN, benches, heading, origin
-from spaner.align.report.table import OURS, Column, Number, Row, Table
+from spaner.align.report.table import OURS, Column, Number, ReportTable, Row
 
 PAIRS = [
     Column("modality_gap", "modality gap", "cosine"),
@@ -32,9 +32,9 @@ Published = Callable[[Sequence[Entry], str, Sequence[str]], tuple[str, list[Row]
 """(runs, benchmark, columns) -> the paper's rows, marked; `tables` passes its own."""
 
 
-def pairs(entries: Sequence[Entry]) -> Table:
+def pairs(entries: Sequence[Entry]) -> ReportTable:
     """Modality gap, separability and uniformity of every pair of modalities."""
-    return Table(
+    return ReportTable(
         "modality_gap",
         "Modality gap, before and after",
         PAIRS,
@@ -45,14 +45,14 @@ def pairs(entries: Sequence[Entry]) -> Table:
     )
 
 
-def directions(entries: Sequence[Entry], published: Published) -> Table:
+def directions(entries: Sequence[Entry], published: Published) -> ReportTable:
     """Every modality looks for every other; the paper's audio rows where a run heard sound."""
 
     def ways(space: Measured) -> dict[str, Any]:
         return {f"{way['query']} → {way['target']}": way for way in space.directions}
 
     heard = [entry for entry in entries if "audio" in entry.run.widths]
-    return Table(
+    return ReportTable(
         "retrieval",
         "Retrieval between modalities",
         DIRECTIONS,

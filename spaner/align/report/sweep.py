@@ -13,7 +13,7 @@ from typing import Any
 
 from spaner.align.report.measured import check_finite, unique_names
 from spaner.align.report.origin import sweep_command
-from spaner.align.report.table import OURS, Row, Table, averaged
+from spaner.align.report.table import OURS, ReportTable, Row, averaged
 from spaner.align.report.tables import ACCURACY, COSINE, accuracy_numbers, cosine_numbers
 from spaner.align.train import sweep
 from spaner.errors import RunError
@@ -95,7 +95,7 @@ def _check_one_bench(name: str, cells: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def table(found: Sweep, settings: Sequence[str] | None = None) -> Table:
+def table(found: Sweep, settings: Sequence[str] | None = None) -> ReportTable:
     """Mean and standard deviation over seeds and draws of every combination.
 
     Args:
@@ -112,7 +112,7 @@ def table(found: Sweep, settings: Sequence[str] | None = None) -> Table:
     note = "In brackets the number of cells; small figures: standard deviation over seeds and draws."
     if found.failed:
         note += f" {found.failed} of {len(found.cells)} cells failed and are left out."
-    return Table(found.anchor, f"Sweep {found.name}", COLUMNS, [("", rows)], note)
+    return ReportTable(found.anchor, f"Sweep {found.name}", COLUMNS, [("", rows)], note)
 
 
 def combinations(cells: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[list[dict[str, Any]]]:

@@ -1,8 +1,8 @@
 """The model of a table: every number with its unit, how sure it is, its mark and where it came from.
 
-    Number   a value with its 95 % interval over test rows, or its deviation over repetitions
-    Row      cells by column, marked "ours", "published" or "not comparable" (and then why)
-    Table    columns and rows in groups; the page and the terminal print it, `numbers.csv` lists its numbers
+    Number        a value with its 95 % interval over test rows, or its deviation over repetitions
+    Row           cells by column, marked "ours", "published" or "not comparable" (and then why)
+    ReportTable   columns and rows in groups: printed on the page and the terminal, listed in `numbers.csv`
 
 A number that does not exist is None and prints as a dash: a head that ignores the query has no semantic
 score, one without a space no cosine. Nothing is measured or drawn here.
@@ -76,7 +76,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """`groups` are blocks of rows under a heading of their own; a heading may be empty.
 
     `first` is the title of the column of names.

@@ -18,7 +18,7 @@ from spaner import cache as caches
 from spaner.align.report import published, space_tables
 from spaner.align.report.measured import KINDS, RESAMPLES, Entry
 from spaner.align.report.origin import FROZEN, benches, heading, origin, why_apart
-from spaner.align.report.table import APART, OURS, Cell, Column, Number, Row, Table, averaged
+from spaner.align.report.table import APART, OURS, Cell, Column, Number, ReportTable, Row, averaged
 from spaner.align.score import evaluate
 from spaner.align.score.intervals import bootstrap, paired_difference
 from spaner.errors import SpanerError
@@ -77,7 +77,7 @@ def _score(scores: Scores, kind: str, name: str) -> Number | None:
     return Number.of((scores.get(kind) or {}).get(name))
 
 
-def tables(entries: Sequence[Entry]) -> list[Table]:
+def tables(entries: Sequence[Entry]) -> list[ReportTable]:
     """All tables of the measured runs; those without a row are left out."""
     found = [_accuracy(entries), _cosines(entries)]
     found += [space_tables.pairs(entries), space_tables.directions(entries, _published)]
@@ -85,13 +85,13 @@ def tables(entries: Sequence[Entry]) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def _accuracy(entries: Sequence[Entry]) -> Table:
+def _accuracy(entries: Sequence[Entry]) -> ReportTable:
     def numbers(entry: Entry, *, frozen: bool) -> dict[str, Cell]:
         gains = {} if frozen or not entry.gains else entry.gains
         versus = {f"{kind}_gain": Number.of(gains.get(kind)) for kind in KINDS}
         return accuracy_numbers(_scores(entry, frozen=frozen)) | versus
 
-    return Table(
+    return ReportTable(
         "accuracy",
         "Class retrieval",
         ACCURACY,
@@ -102,11 +102,11 @@ def _accuracy(entries: Sequence[Entry]) -> Table:
     )
 
 
-def _cosines(entries: Sequence[Entry]) -> Table:
+def _cosines(entries: Sequence[Entry]) -> ReportTable:
     def numbers(entry: Entry, *, frozen: bool) -> dict[str, Cell]:
         return cosine_numbers(_scores(entry, frozen=frozen))
 
-    return Table(
+    return ReportTable(
         "cosine",
         "Cosine to the own class",
         COSINE,
@@ -169,7 +169,7 @@ def _published(
     return published.group(name, columns, "; ".join(said), where=where, apart="" not in by_reason)
 
 
-def _differences(entries: Sequence[Entry]) -> Table:
+def _differences(entries: Sequence[Entry]) -> ReportTable:
     """Every run against the first on the same rows; runs tested elsewhere are listed with the reason."""
     first, rows = entries[0], []
     for entry in entries[1:]:
@@ -183,7 +183,7 @@ def _differences(entries: Sequence[Entry]) -> Table:
     columns = [Column(kind, f"{kind} accuracy", "points") for kind in KINDS]
     columns += [Column(f"{kind}_margin", f"{kind} margin", "cosine") for kind in KINDS]
     note = "Paired on the same test rows: an interval that leaves out 0 says that the two runs differ there."
-    return Table("differences", "Between runs", columns, [("", rows)], note)
+    return ReportTable("differences", "Between runs", columns, [("", rows)], note)
 
 
 def _difference(entry: Entry, first: Entry) -> dict[str, Cell]:
@@ -199,7 +199,7 @@ def _difference(entry: Entry, first: Entry) -> dict[str, Cell]:
     return numbers
 
 
-def shift_table(entries: Sequence[Entry], paths: Sequence[Path]) -> Table:
+def shift_table(entries: Sequence[Entry], paths: Sequence[Path]) -> ReportTable:
     """Text accuracy of the first run's frozen encoder and of every run on every cache.
 
     Raises:
@@ -221,7 +221,7 @@ def shift_table(entries: Sequence[Entry], paths: Sequence[Path]) -> Table:
     groups = [("", rows)]
     paper = _published(entries, "imagenet", [column.key for column in columns], "Table 4")
     note = "Text retrieval; trained where the runs were trained, tested there only."
-    return Table("shift", "Domain shift", columns, groups + ([paper] if paper[1] else []), note)
+    return ReportTable("shift", "Domain shift", columns, groups + ([paper] if paper[1] else []), note)
 
 
 def _shifted(entry: Entry, cache: caches.Cache, table: str) -> Number | None:

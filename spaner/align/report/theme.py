@@ -139,6 +139,7 @@ def _settings(theme: Theme) -> dict[str, Any]:
         "lines.linewidth": 2,
         "lines.markersize": 6,
         "lines.solid_capstyle": "round",
+        "text.parse_math": False,  # a class may be called "$1" or "C$_2"
         "svg.fonttype": "none",
         "svg.hashsalt": "spaner",
     }
