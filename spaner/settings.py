@@ -26,6 +26,7 @@ def option(
     high: float | None = None,
     axis: str | None = "",
     grid: tuple[Any, ...] = (),
+    when: tuple[str, Any] | None = None,
     stacks: bool = False,
 ) -> Any:
     """A dataclass field that is a setting.
@@ -35,9 +36,11 @@ def option(
         low, high: inclusive limits of a number.
         axis: option of `spaner sweep` that takes a list of values; default the name and an s; None: no axis.
         grid: values that `--select val` chooses from.
+        when: (setting, value): the grid is searched only where that setting has that value.
         stacks: cells that differ in it alone have parameters and steps of the same shape.
     """
-    facts = {"help": help, "low": low, "high": high, "axis": axis, "grid": grid, "stacks": stacks}
+    facts = {"help": help, "low": low, "high": high, "axis": axis, "grid": grid}
+    facts |= {"when": when, "stacks": stacks}
     return field(default=default, metadata=facts)
 
 
@@ -53,6 +56,16 @@ def axes(*kinds: type) -> dict[str, str]:
 def grids(kind: type) -> dict[str, tuple[Any, ...]]:
     """Setting -> the values that validation chooses from."""
     return {f.name: f.metadata["grid"] for f in dataclasses.fields(kind) if f.metadata.get("grid")}
+
+
+def open_grids(settings: Any) -> dict[str, tuple[Any, ...]]:
+    """The grids of an instance that are searched: all whose `when` holds."""
+    found = {}
+    for each in dataclasses.fields(settings):
+        when = each.metadata.get("when")
+        if each.metadata.get("grid") and (when is None or getattr(settings, when[0]) == when[1]):
+            found[each.name] = each.metadata["grid"]
+    return found
 
 
 def changed(settings: Any) -> dict[str, Any]:

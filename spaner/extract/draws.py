@@ -2,6 +2,8 @@
 
 A draw is named ``K-shot-seed-S``, in "train" and, where the data set has one, in "val". There it has
 min(K, 4) rows a class, as CoOp validates; ``K-shot-seed-S-equal`` has K, and is stored where that is more.
+Where val is the only split to test on (ImageNet), nobody may choose on it: "train" gets
+``K-shot-seed-S-val``, min(K, 4) of the rows that do not train, as Lin et al. cut theirs.
 Imported index files replace the computed draw of the same name, in whatever order they are given, and the
 table's manifest says which file each came from. Reads index files; the algorithm is `spaner.cache`'s.
 """
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spaner.cache import few_shot_splits, read_draw
+from spaner.cache import VAL_SHOTS, few_shot, few_shot_splits, read_draw
 from spaner.errors import DatasetError
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets.dataset import Dataset, Split
@@ -69,6 +71,9 @@ def _compute(found: Draws, splits: dict[str, Split], shots: int, seed: int) -> N
     train, name = splits["train"].labels, f"{shots}-shot-seed-{seed}"
     val = splits["val"].labels if "val" in splits else np.empty(0, np.int32)
     found["train"][name], found["val"][name] = few_shot_splits(train, val, shots, seed)
+    if "test" not in splits:  # then val is what will be tested, and nobody may choose on it
+        left = np.setdiff1d(np.arange(len(train)), found["train"][name])
+        found["train"][f"{name}-val"] = left[few_shot(train[left], min(shots, VAL_SHOTS), seed)]
     equal = few_shot_splits(train, val, shots, seed, val_shots=shots)[1]
     if len(equal) > len(found["val"][name]):
         found["val"][f"{name}-equal"] = equal

@@ -27,7 +27,7 @@ import copy
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -39,6 +39,7 @@ from spaner.align.methods import method as methods
 from spaner.align.methods import objective
 from spaner.align.methods.loop import optimise, pairs_of
 from spaner.align.methods.losses import collision_rate, pairs
+from spaner.align.methods.prior import GaussianPrior
 from spaner.align.methods.state import load_tensors, module_tensors
 from spaner.align.methods.task import Facts, Query, Task, Tools
 from spaner.errors import RecipeError
@@ -68,6 +69,8 @@ class Settings:
         "Share of the frozen embedding in the result (beta), at inference only.",
         low=0,
         high=1,
+        grid=(0.5, 0.75, 0.9),
+        when=("prior", "gda"),
         stacks=True,
     )
     lam: float = option(1.0, "Weight of the loss on pooled tokens (lambda).", low=0, stacks=True)
@@ -83,6 +86,23 @@ class Settings:
     )
     objective: str = option(
         "pairs", "Losses between modalities: pairs, gram, symile, pmrl, modgap, weighted."
+    )
+    prior: Literal["none", "gda"] = option(
+        "none", "A closed-form head on the frozen rows that joins the scores (`methods.prior`)."
+    )
+    prior_weight: float = option(
+        0.5,
+        "Weight alpha of the prior, beside the space's 1.",
+        low=0,
+        grid=(0.5, 1.0, 0.25, 2.0, 0.0),
+        when=("prior", "gda"),
+    )
+    shrinkage: float = option(
+        0.3,
+        "Share of the mean variance that shrinks the prior's covariance.",
+        low=1e-6,
+        grid=(0.3, 0.1, 1.0, 10.0),
+        when=("prior", "gda"),
     )
 
     def __post_init__(self) -> None:
@@ -110,6 +130,7 @@ class Spaner(nn.Module):
     Settings: ClassVar[type] = Settings
     training: ClassVar[Mapping[str, Any] | None] = {}
     reads_query: ClassVar[bool] = True
+    tuned: ClassVar[tuple[str, ...]] = ("blend", "prior_weight", "shrinkage")
 
     def __init__(
         self,
@@ -118,6 +139,7 @@ class Spaner(nn.Module):
         logit_scale: float,
         seed: int = 1,
         newcomers: tuple[str, ...] = (),
+        class_names: tuple[str, ...] = (),
         **options: Any,
     ) -> None:
         super().__init__()
@@ -138,6 +160,9 @@ class Spaner(nn.Module):
         self.aligners, self.inputs = nn.ModuleDict(), nn.ModuleDict()
         for modality, width in widths.items():
             self._add(modality, width, seed)
+        self.prior: GaussianPrior | None = None
+        if self.own.prior == "gda":
+            self.prior = GaussianPrior(len(class_names), self.dim, class_names, self.own.prior_weight)
 
     @classmethod
     def build(cls, settings: Any, facts: Facts) -> Self:
@@ -148,6 +173,7 @@ class Spaner(nn.Module):
             logit_scale=facts.logit_scale,
             seed=settings.seed,
             newcomers=facts.newcomers,
+            class_names=facts.class_names,
             **own,
         )
 
@@ -156,7 +182,13 @@ class Spaner(nn.Module):
         """Every sample and view once an epoch, each with a text of its class in a random template."""
         model = cls.build(settings, task.facts()).to(tools.device)
         model.history = optimise(model, pairs_of(task), settings, tools.device, tools.progress)
-        return model.cpu().eval()
+        return model.cpu().eval().with_prior(task)
+
+    def with_prior(self, task: Task) -> Self:
+        """The model itself, its prior fitted where it has one."""
+        if self.prior is not None:
+            self.prior.fit(task, self.own.shrinkage)
+        return self
 
     def state(self) -> dict[str, Tensor]:
         """Prompt, aligners, projections and input maps."""
@@ -265,7 +297,45 @@ class Spaner(nn.Module):
         """Scaled cosines to the class vectors, the mean over templates of the embedded texts."""
         modality = next(iter(self.aligners))
         classes = torch.stack([self.embed("text", t) for t in query.texts.x.unbind(1)]).mean(0)
-        return self.logit_scale * self.embed(modality, x) @ F.normalize(classes, dim=1).T
+        cosines = self.embed(modality, x) @ F.normalize(classes, dim=1).T
+        logits = self.logit_scale * cosines
+        return logits if self.prior is None else logits + self.prior(x, query)
+
+    @property
+    def prior_weight(self) -> float:
+        """alpha; 0 without a prior."""
+        return 0.0 if self.prior is None else self.prior.alpha
+
+    def prior_scores(self, x: Float[Tensor, "N M"], query: Query) -> Float[Tensor, "N C"]:
+        """What joins the scaled cosines."""
+        assert self.prior is not None  # `prior_weight` says so
+        return self.prior(x, query)
+
+    def tune(
+        self, x: Float[Tensor, "N M"], query: Query, grids: Mapping[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[dict[str, Any], Float[Tensor, "N C"]]]:
+        """Every blend, and every weight and shrinkage of the prior: a solve each, no training."""
+        if self.prior is None:
+            return
+        added = list(self.prior.tune(x, query, grids, self.own.shrinkage))
+        for blend in grids.get("blend", (self.own.blend,)):
+            model = self.tuned_to({"blend": blend, "prior_weight": 0.0})
+            alone = model.scores(x, query)
+            for choice, more in added:
+                yield {"blend": blend, **choice}, alone + more
+
+    def tuned_to(self, choice: Mapping[str, Any]) -> Self:
+        """The same space with another prior."""
+        model = copy.copy(self)
+        model._modules = dict(self._modules)
+        model.own = replace(self.own, **choice)
+        if self.prior is not None:
+            model.prior = copy.copy(self.prior)
+            model.prior._buffers = dict(self.prior._buffers)
+            model.prior.alpha = model.own.prior_weight
+            if self.prior._task is not None:
+                model.prior.fit(self.prior._task, model.own.shrinkage)
+        return model
 
 
 @contextmanager

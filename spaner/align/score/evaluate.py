@@ -61,7 +61,8 @@ def evaluate(
         `text` and `semantic` (the numbers of `metrics.summary`, and `ece` and `nll` at the method's own logit
         scale; None where an encoder has none), `gap`, `chance`, `ceiling`, `rows`, `failed`, `tested` (which
         table of which cache, by hash), `synthetic`, and `zero_shot` (the same without itself; None where the
-        encoders share no space of their own).
+        encoders share no space of their own). Where a prior joins the scores, `without_prior`
+        holds the accuracies of the space alone.
 
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
@@ -73,7 +74,11 @@ def evaluate(
     for needed in (name, *asking(opened).values()):
         run.check(opened.table(needed).manifest)
     found = matches(run, opened, name)
-    return {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
+    result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
+    if getattr(run, "has_prior", False):
+        alone = matches(run, opened, name, prior=False)
+        result["without_prior"] = {kind: metrics.summary(match)["accuracy"] for kind, match in alone.items()}
+    return result
 
 
 def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any] | None:
@@ -85,13 +90,16 @@ def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dic
     return _result(matches(Frozen(), opened, name), opened, name)
 
 
-def matches(run: Any, cache: caches.Cache, name: str) -> dict[str, metrics.Match]:
+def matches(run: Any, cache: caches.Cache, name: str, *, prior: bool = True) -> dict[str, metrics.Match]:
     """What every row found, by kind of retrieval: the material of intervals, curves and confusion.
 
-    `run` is a trained run, or `Frozen`. A head that ignores the query has no entry "semantic".
+    `run` is a trained run, or `Frozen`. A head that ignores the query has no entry "semantic". With `prior`
+    false the space decides alone.
     """
     table = cache.table(name)
-    parts = list(_space_matches(run, cache, table) if run.has_space else _head_matches(run, cache, table))
+    joined = prior and getattr(run, "has_prior", False)
+    found = _space_matches(run, cache, table, joined) if run.has_space else _head_matches(run, cache, table)
+    parts = list(found)
     if not parts:
         raise DatasetError(
             f"no row of {name} can be scored: {table.rows:,} rows, all failed; expected at least 1; "
@@ -100,11 +108,16 @@ def matches(run: Any, cache: caches.Cache, name: str) -> dict[str, metrics.Match
     return {kind: metrics.Match.join([part[kind] for part in parts]) for kind in parts[0]}
 
 
-def _space_matches(run: Any, cache: caches.Cache, table: Any) -> Iterator[dict[str, metrics.Match]]:
+def _space_matches(
+    run: Any,
+    cache: caches.Cache,
+    table: Any,
+    joined: bool,  # noqa: FBT001
+) -> Iterator[dict[str, metrics.Match]]:
     """Cosines in the space decide, and what a prior adds to them."""
     classes = {kind: class_vectors(run, cache, query) for kind, query in asking(cache).items()}
     scale = _scale(run, table)
-    asked = queries(cache) if getattr(run, "has_prior", False) else {}
+    asked = queries(cache) if joined else {}
     for features, labels in _blocks(table):
         rows = run.embed(table.manifest.modality, features)
         yield {

@@ -30,6 +30,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     # Start from the frozen space and keep half of it: better in the domain and under domain shift.
     "anchored": {"init": "identity", "blend": 0.5, "epochs": 100},
+    # The same, and a closed-form head on the frozen rows joins its scores, as strongly as validation says.
+    "anchored-prior": {"init": "identity", "epochs": 100, "prior": "gda"},
 }
 
 
@@ -134,8 +136,13 @@ class TrainConfig:
         """What tells two configurations apart: settings away from their default, and those that were given
         where validation would have chosen. A setting that a later version adds changes no old identity."""
         told = {name: value for part in self.parts for name, value in settings.changed(part).items()}
-        fixed = {name for part in self.parts for name in settings.grids(type(part))} & self.given
+        fixed = {name for part in self.parts for name in settings.open_grids(part)} & self.given
         return told | {name: getattr(self, name) for name in fixed}
+
+    def open_grid(self) -> dict[str, tuple[Any, ...]]:
+        """Setting -> values, of all that validation chooses: those with a grid that were not given."""
+        every = {name: grid for part in self.parts for name, grid in settings.open_grids(part).items()}
+        return {name: values for name, values in every.items() if name not in self.given}
 
     @property
     def title(self) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 from spaner.align.methods.method import Tunable
 from spaner.align.methods.task import Query, Samples, Task, Tools
 from spaner.align.train.config import TrainConfig
-from spaner.settings import grids
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def fit_chosen(
     Returns:
         The fitted method, the configuration with the choice in it, and the receipt.
     """
-    grid = {name: values for name, values in grids(method.Settings).items() if name not in config.given}
+    grid = config.open_grid()
     if not grid or config.select == "published" or task.validation is None:
         return method.fit(task, config, tools), config, _unchosen(grid, config, task)
     best: tuple[float, dict[str, Any], Any] | None = None

@@ -33,7 +33,6 @@ from spaner.align.train.task import scale_of
 from spaner.device import device_of, fast_products, precision_of
 from spaner.errors import RunError
 from spaner.progress import Progress
-from spaner.settings import grids
 
 
 def stacked(config: TrainConfig) -> set[str]:
@@ -44,7 +43,7 @@ def stacked(config: TrainConfig) -> set[str]:
 
 def shape(config: TrainConfig) -> str | None:
     """Equal for cells that can be trained as one on the same rows; None if the method trains alone."""
-    if not issubclass(methods.method(config.method), Stackable) or grids(type(config.parts[1])):
+    if not issubclass(methods.method(config.method), Stackable) or config.open_grid():
         return None
     free = stacked(config)
     return str({name: value for name, value in config.to_json().items() if name not in free})
@@ -76,7 +75,7 @@ def _finished(
     config: TrainConfig, model: Any, task: Task, history: list[dict[str, float]], seconds: float
 ) -> Run:
     model.history = history
-    return finished(config, model.cpu().eval(), task, Receipt("none"), seconds)
+    return finished(config, model.cpu().eval().with_prior(task), task, Receipt("none"), seconds)
 
 
 def optimise_stack(
