@@ -11,6 +11,7 @@ import typer
 
 from spaner.cli import (
     cache,
+    compare,
     console,
     demo,
     doctor,
@@ -43,6 +44,7 @@ app.command("demo")(demo.demo)
 app.command("extract")(extract.extract)
 app.command("train", cls=options.MethodCommand)(train.train)
 app.command("sweep", cls=options.SweepCommand)(sweep.sweep)
+app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("extend")(extend.extend)
 app.command("report")(report.report)

@@ -98,16 +98,16 @@ def _line(row: dict[str, Any], shown: Sequence[str]) -> list[str]:
     if not row["cells"]:
         return [name, cells, *["–"] * 6]
     many = row["cells"] > 1
-    accuracies = [_pair(row[k], 100, 1, many) for k in ("text", "semantic", "gap")]
+    accuracies = [pair(row[k], 100, 1, many) for k in ("text", "semantic", "gap")]
     return [
         name,
         cells,
         *accuracies,
-        *(_pair(row[k], 1, 3, many) for k in ("text_cosine", "semantic_cosine", "margin")),
+        *(pair(row[k], 1, 3, many) for k in ("text_cosine", "semantic_cosine", "margin")),
     ]
 
 
-def _pair(value: tuple[float, float] | None, scale: float, digits: int, many: bool) -> str:  # noqa: FBT001
+def pair(value: tuple[float, float] | None, scale: float, digits: int, many: bool) -> str:  # noqa: FBT001
     if value is None:
         return "–"
     mean, std = value

@@ -24,14 +24,16 @@ import torch
 
 from spaner import cache as caches
 from spaner.align.methods.task import Task
-from spaner.align.score.evaluate import evaluate, zero_shot
+from spaner.align.score.evaluate import asking, evaluate, matches, zero_shot
+from spaner.align.score.metrics import summary
+from spaner.align.score.tables import tested_table
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.run import Run
 from spaner.align.train.stack import fit_stack, shape
 from spaner.align.train.task import scale_of, task
 from spaner.device import device_of
-from spaner.errors import RecipeError, RunError, SpanerError
+from spaner.errors import Mismatch, RecipeError, RunError, SpanerError
 
 #: Cells trained as one on a GPU, unless the caller says otherwise.
 STACK = 8
@@ -44,11 +46,13 @@ WATCH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration of a sweep, the settings that vary in it, and its result file."""
+    """One configuration of a sweep, the settings that vary in it, its result file, and caches of shifted data
+    on which it is tested too."""
 
     config: TrainConfig
     varied: dict[str, Any]
     file: Path
+    shift: tuple[Path, ...] = ()
 
     @property
     def key(self) -> str:
@@ -135,7 +139,7 @@ def _run_stack(
             return len(cells)
         for cell in cells:
             try:
-                _write(cell, _scored(_fit(cache, cell.config), cache, frozen))
+                _write(cell, _scored(_fit(cache, cell.config), cache, frozen, cell.shift))
             except SpanerError as error:
                 _write(cell, {"status": "failed", "reason": str(error)})
     return len(cells)
@@ -151,7 +155,7 @@ def _run_as_one(cache: Path, cells: list[Cell], frozen: dict[str, Any] | None) -
         if isinstance(run, RunError):
             _write(cell, {"status": "failed", "reason": str(run)})
         else:
-            _write(cell, _scored(run, cache, frozen))
+            _write(cell, _scored(run, cache, frozen, cell.shift))
     return True
 
 
@@ -173,8 +177,28 @@ def _task(cache: Path, config: TrainConfig) -> Task:
     return _kept[key]
 
 
-def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None) -> dict[str, Any]:
-    return {"status": "ok", "metrics": evaluate(run, cache, frozen=frozen), "facts": run.facts()}
+def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None, shift: Sequence[Path]) -> dict[str, Any]:
+    found = {
+        "status": "ok",
+        "metrics": evaluate(run, cache, frozen=frozen),
+        "facts": run.facts(),
+        "selection": run.selection,
+        "parameters": sum(tensor.numel() for tensor in run.model.state().values()),
+    }
+    return found | ({"shift": [_shifted(run, path) for path in shift]} if shift else {})
+
+
+def _shifted(run: Run, path: Path) -> dict[str, Any]:
+    """Text accuracy on another cache, or the reason why this method has none there."""
+    with caches.open(path) as opened:
+        told = {"dataset": opened.dataset}
+        try:
+            table = tested_table(opened, None)
+            for needed in (table, *asking(opened).values()):
+                run.check(opened.table(needed).manifest)
+            return told | {"text": summary(matches(run, opened, table)["text"])["accuracy"]}
+        except Mismatch as refused:
+            return told | {"text": None, "reason": str(refused)}
 
 
 def _write(cell: Cell, result: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,30 @@ def sweep(
     opened = opened_cache(cache)
     folder = (Path(out) if out is not None else Path("sweeps") / opened.path.stem).absolute()
     cells = plan(opened, grid, base or {}, folder)
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    results = results_of(opened, cells, workers, stack, backend, progress)
+    write(folder, results)
+    return results
+
+
+def results_of(
+    cache: spaner.cache.Cache,
+    cells: Sequence[Cell],
+    workers: int | None = None,
+    stack: int | None = None,
+    backend: str = "loky",
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """The result of every cell, in order; only those that no former call finished are run."""
+    cells[0].file.parent.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in cells if not _finished(cell.file)]
     done = len(cells) - len(missing)
     if progress:
         progress(done, len(cells), "cells")
-    for finished in run_cells(opened, missing, workers, stack, backend):
+    for finished in run_cells(cache, missing, workers, stack, backend):
         done += finished
         if progress:
             progress(done, len(cells), "cells")
-    results = [json.loads(cell.file.read_text(encoding="utf-8")) for cell in cells]
-    write(folder, results)
-    return results
+    return [json.loads(cell.file.read_text(encoding="utf-8")) for cell in cells]
 
 
 def plan(
@@ -123,13 +135,13 @@ def plan(
         if not values:
             raise RecipeError(f"sweep: the list for {name} is empty; give at least one value")
     grid = {name: list(dict.fromkeys(values)) for name, values in grid.items()}
-    identity, cells = _identity(cache), []
+    identity, cells = identity_of(cache), []
     for combination in itertools.product(*grid.values()):
         varied = dict(zip(grid, combination, strict=True))
         settings = {**base, **varied}
         config = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
         _check_axes(grid, config)
-        cells.append(Cell(config, varied, _file(folder, config, identity)))
+        cells.append(Cell(config, varied, result_file(folder, config, identity)))
     return cells
 
 
@@ -143,16 +155,15 @@ def _check_axes(grid: Mapping[str, Any], config: TrainConfig) -> None:
             )
 
 
-def _identity(cache: spaner.cache.Cache) -> dict[str, str]:
-    """Everything in the cache that can change a cell's numbers."""
+def identity_of(cache: spaner.cache.Cache, *, train: bool = True) -> dict[str, str]:
+    """Everything in the cache that can change a cell's numbers; without `train`, those of a cache that is
+    tested on alone."""
     tables = [name for name in cache.tables() if name.startswith("text/")]
-    return {
-        name: cache.table(name).manifest.sha256
-        for name in ["image/train", tested_table(cache, None), *tables]
-    }
+    tables = [*(["image/train"] if train else []), tested_table(cache, None), *tables]
+    return {name: cache.table(name).manifest.sha256 for name in tables}
 
 
-def _file(folder: Path, config: TrainConfig, identity: dict[str, str]) -> Path:
+def result_file(folder: Path, config: TrainConfig, identity: dict[str, str]) -> Path:
     """The result file of a cell; one that the first version named is still found under that name."""
     first = _first_name(config)
     if first is not None and (old := folder / "cells" / _named([first, identity])).exists():
@@ -181,23 +192,32 @@ def _finished(file: Path) -> bool:
         return False
 
 
-def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summary(
+    results: Sequence[Mapping[str, Any]], numbers: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """Mean and standard deviation over the repeats (seeds, draws) of every other combination.
+
+    Args:
+        results: of cells.
+        numbers: what to average, by name, of a cell that succeeded; default `scores`.
 
     Returns:
         One row per combination: its settings, ``cells`` (how many succeeded), ``failed``, and for each name
-        of `scores` a pair (mean, std), or None where no cell has it. The standard deviation is the sample's
+        of `numbers` a pair (mean, std), or None where no cell has it. The standard deviation is the sample's
         (n − 1); 0 for one cell.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
+    numbers = numbers or scores
     for result in results:
         settings = {k: v for k, v in result["varied"].items() if k not in REPEATS}
         groups.setdefault(json.dumps(settings), []).append(result)
-    return [{**json.loads(settings), **_mean_row(members)} for settings, members in groups.items()]
+    return [{**json.loads(settings), **_mean_row(members, numbers)} for settings, members in groups.items()]
 
 
-def _mean_row(members: list[Mapping[str, Any]]) -> dict[str, Any]:
-    metrics = [scores(m) for m in members if m["status"] == "ok"]
+def _mean_row(
+    members: list[Mapping[str, Any]], numbers: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    metrics = [numbers(m) for m in members if m["status"] == "ok"]
     row: dict[str, Any] = {"cells": len(metrics), "failed": len(members) - len(metrics)}
     for name in metrics[0] if metrics else ():
         values = [value for m in metrics if (value := m[name]) is not None]

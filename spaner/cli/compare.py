@@ -1,0 +1,114 @@
+"""``spaner compare``: every method on the same rows, one table and its figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spaner.cli import console
+from spaner.cli.options import parse
+from spaner.cli.sweep import pair, refuse_failed
+
+if TYPE_CHECKING:
+    from spaner.align.train.compare import Comparison
+
+COLUMNS = ["method", "shots", "text", "semantic", "gap", "cosine", "margin", "ECE", "shift"]
+COLUMNS += ["parameters", "seconds", "chosen by"]
+
+
+def compare(
+    *,
+    cache: Annotated[
+        list[Path] | None,
+        typer.Option(help="Cache to compare on; may be repeated.", show_default="cache/imagenet16"),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, recipes of SPANER (paper, anchored) and recipe files, with commas.",
+            show_default="every method, and both recipes",
+        ),
+    ] = None,
+    shots: Annotated[str, typer.Option(help="Training rows a class.", metavar="a,b,…")] = "1,2,4,8,16",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of draw and training, which move together.", metavar="a,b,…")
+    ] = "1,2,3",
+    shift: Annotated[
+        list[Path] | None,
+        typer.Option(help="Cache of shifted data with the same classes to test on too; may be repeated."),
+    ] = None,
+    select: Annotated[
+        str, typer.Option(help="Who chooses what has a grid: val or published.", metavar="val|published")
+    ] = "val",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs per step of SPANER's recipes.", show_default="the recipe's")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder.", show_default="compare/<cache>")] = None,
+    workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON.")] = False,
+) -> None:
+    """Fit and score every method on the same rows, over shots and seeds; finished cells are not run again.
+
+    Example: `spaner compare --cache cache/digits --shots 1,4,16 --seeds 1,2`
+    """
+    from spaner.align.train import compare as comparing
+
+    numbers = tuple[int, ...]
+    with console.progress("cells") as progress:
+        found = comparing.compare(
+            cache or [Path("cache/imagenet16")],
+            None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+            parse(numbers, shots, "--shots"),
+            parse(numbers, seeds, "--seeds"),
+            out,
+            shift=shift or [],
+            base={"select": select},
+            recipe_base={} if batch_size is None else {"batch_size": batch_size},
+            workers=workers,
+            progress=progress,
+        )
+    several = len(found) > 1
+    blocks = [*found, comparing.average(found, out or Path("compare"))] if several else found
+    if json:
+        console.dump([{"data": block.name, "rows": block.rows} for block in blocks])
+    else:
+        print_comparison(blocks)
+    for block in found:
+        refuse_failed(block.results, block.folder)
+
+
+def print_comparison(blocks: Sequence["Comparison"]) -> None:
+    """One table, a block of rows for each data set and the average, and where files and figures lie."""
+    from spaner.align.report.comparison import draw
+    from spaner.align.train.compare import refused
+
+    lines = []
+    for block in blocks:
+        lines += [[block.name, *[""] * (len(COLUMNS) - 1)]] if len(blocks) > 1 else []
+        lines += [_line(row) for row in block.rows]
+    console.table(COLUMNS, lines)
+    for line in [reason for block in blocks for reason in refused(block)]:
+        console.say(f"no number under shift: {line}")
+    for block in blocks:
+        figures = [file.name for file in draw(block.rows, block.folder) if file.suffix == ".png"]
+        light = [name for name in figures if not name.endswith("-dark.png")]
+        console.say(f"{block.name}: {block.folder}/compare.json, .csv" + "".join(f", {n}" for n in light))
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    name = row["method"] + (f" ({row['failed']} failed)" if row["failed"] else "")
+    if not row["cells"]:
+        return [name, str(row["shots"]), *["–"] * (len(COLUMNS) - 2)]
+    many = row["cells"] > 1
+    parameters, seconds = row["parameters"], row["seconds"]
+    return [
+        name,
+        str(row["shots"]),
+        *(pair(row[key], 100, 1, many) for key in ("text", "semantic", "gap")),
+        *(pair(row[key], 1, 3, many) for key in ("cosine", "margin")),
+        *(pair(row[key], 100, 1, many) for key in ("ece", "shift")),
+        f"{parameters[0]:,.0f}",
+        f"{seconds[0]:.2f}",
+        row["chosen"] or "–",
+    ]
