@@ -237,3 +237,60 @@ def test_a_mistake_ends_in_one_line(cli: Cli, toy_cache: Path, words: list[str],
 def test_version_and_unknown_command(cli: Cli) -> None:
     assert cli("--version").out.startswith("spaner 0.")
     assert cli("trian").status == 2
+
+
+# --- compare ---
+
+
+def test_compare_prints_one_table_and_says_where_the_figures_are(cli: Cli, toy_cache: Path) -> None:
+    words = ["compare", "--cache", toy_cache, "--methods", "zero_shot,linear_probe", "--shots", "1,4"]
+    done = cli(*words, "--seeds", "1,2", "--workers", 1)
+    assert done.status == 0, done.err
+    heading, *rows = done.out.splitlines()
+    assert heading.split()[:5] == ["method", "shots", "text", "semantic", "gap"]
+    assert rows[0].startswith("zero_shot ")
+    assert [row.split()[1] for row in rows[:4]] == ["1", "1", "4", "4"]
+    assert " – " in rows[1], "a head that ignores the query has no semantic score"
+    assert Path("compare/toy/shots.png").exists()
+    again = cli(*words, "--seeds", "1,2", "--json")
+    assert [row["cells"] for row in json.loads(again.out)[0]["rows"]] == [2, 2, 2, 2]
+
+
+def test_compare_on_two_caches_gives_a_block_each_and_the_average(cli: Cli, toy_cache: Path) -> None:
+    make_toy_cache(Path("other"), 7)
+    both = ["--cache", toy_cache, "--cache", "other", "--methods", "zero_shot", "--shots", 1, "--seeds", 1]
+    done = cli("compare", *both, "--out", "both", "--workers", 1)
+    assert done.status == 0, done.err
+    assert [line.split()[0] for line in done.out.splitlines()[1:7]] == [
+        "toy", "zero_shot", "toy", "zero_shot", "average", "zero_shot"
+    ]  # fmt: skip
+    assert Path("both/compare.csv").exists()
+    assert Path("both/other/compare.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "gdaa"], "did you mean gda?"),
+        (["--methods", ","], "the list for methods is empty"),
+        (["--shots", ""], "the list for shots is empty"),
+        (["--seeds", "one"], "--seeds: found 'one', expected int,…"),
+        (["--select", "test"], "select is 'test'"),
+        (["--methods", "anchored", "--batch-size", "1"], "batch_size is 1"),
+    ],
+)
+def test_compare_refuses_in_one_line(cli: Cli, toy_cache: Path, words: list[str], said: str) -> None:
+    done = cli("compare", "--cache", toy_cache, *words)
+    assert done.status == 1
+    (line,) = done.err.splitlines()
+    assert said in line
+    assert not Path("compare").exists()
+
+
+def test_compare_ends_with_the_reason_of_a_failed_cell(cli: Cli, toy_cache: Path) -> None:
+    shutil.copytree(toy_cache, "toy")
+    shutil.rmtree("toy/text/mined")
+    done = cli("compare", "--cache", "toy", "--methods", "gda", "--shots", 1, "--seeds", 1, "--workers", 1)
+    assert done.status == 1
+    assert "gda (1 failed)" in done.out
+    assert "1 of 1 cells failed" in done.err.splitlines()[-1]

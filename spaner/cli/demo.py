@@ -1,4 +1,4 @@
-"""``spaner demo``: extract, train, sweep and extend on digits seen, named and heard, offline in a minute."""
+"""``spaner demo``: extract, train, sweep, extend, compare on digits seen, named and heard, offline."""
 
 import time
 from pathlib import Path
@@ -11,12 +11,16 @@ from spaner.cli import console
 #: 160 images in two views are 320 pairs an epoch, so batches of 32 stand for the paper's 256 of 32,000.
 SETTINGS = {"shots": 16, "batch_size": 32}
 
+#: The methods of the last table: those that take a second or two each.
+COMPARED = ["zero_shot", "tip_adapter", "gda", "proker", "lp_plus_plus", "linear_probe"]
+COMPARED += ["anchored", "anchored-prior"]
+
 
 def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the cache, the runs and the sweep.")] = Path("demo"),
 ) -> None:
-    """Extract, train, sweep and extend on handwritten digits: offline, real scans, measured numbers.
+    """Extract, train, sweep, extend and compare on handwritten digits: offline, real scans, measured numbers.
 
     Example: `spaner demo`
     """
@@ -30,6 +34,8 @@ def demo(
     figure = _sweep(cache, out / "sweep")
     console.say("\n4. extend: sounds join the trained space; nothing in it moves")
     _extend(cache, out / "runs")
+    console.say("\n5. compare: other methods on the same 16 images a class")
+    _compare(cache, out / "compare")
     console.say(f"\nDone in {time.monotonic() - began:.0f} s. Everything is in {out}/:")
     console.say(f"  {cache}  the embeddings (try: spaner cache info {cache})")
     console.say(f"  {out / 'runs'}  one folder a run: weights, config, metrics, loss curve")
@@ -79,3 +85,13 @@ def _sweep(cache: Path, folder: Path) -> Path | None:
         results = sweep(cache, grid, SETTINGS, folder, progress=progress)
     print_summary(summary(results), list(grid))
     return draw(results, folder)
+
+
+def _compare(cache: Path, folder: Path) -> None:
+    from spaner.align.train.compare import compare
+    from spaner.cli.compare import print_comparison
+
+    batch = {"batch_size": SETTINGS["batch_size"]}
+    with console.progress("cells") as progress:
+        found = compare([cache], COMPARED, [16], [1], folder, recipe_base=batch, progress=progress)
+    print_comparison(found)

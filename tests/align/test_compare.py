@@ -135,11 +135,14 @@ def test_finished_cells_are_not_run_again(found: Comparison, toy_cache: Path, sh
         assert float(next(csv.DictReader(file))["text"]) == found.rows[0]["text"][0]
 
 
-def test_draws_that_a_cache_cannot_give_are_failed_cells(toy_cache: Path, tmp_path: Path):
-    (one,) = compare([toy_cache], ["zero_shot"], (4, 99), (1,), tmp_path, workers=1)
-    good, bad = one.rows
-    assert (good["cells"], bad["cells"], bad["failed"]) == (1, 0, 1)
-    assert "99" in one.results[1]["reason"]
+def test_a_cell_that_fails_says_why_and_stops_no_other(tmp_path: Path):
+    """Five heads do not divide 24 dimensions."""
+    make_toy_cache(tmp_path / "toy", dim=24)
+    (one,) = compare([tmp_path / "toy"], ["anchored", "zero_shot"], (1,), (1,), tmp_path / "out",
+                     recipe_base=SMALL | {"heads": 5}, workers=1)  # fmt: skip
+    bad, good = one.rows
+    assert (bad["cells"], bad["failed"], good["cells"]) == (0, 1, 1)
+    assert "heads" in one.results[0]["reason"]
 
 
 def test_the_average_is_taken_seed_by_seed_and_lacks_what_one_data_set_lacks(tmp_path: Path):

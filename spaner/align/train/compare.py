@@ -114,8 +114,8 @@ def entrants(names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
             found[f"SPANER, {Path(name).stem}"] = {"recipe": name}
         elif name in known and _needs_tower(name):
             raise RecipeError(
-                f"compare: {name} learns through the text tower, which is not in a cache; expected methods that "
-                f"need the cache alone; type `spaner train --method {name}`"
+                f"compare: {name} learns through the text tower, which is not in a cache; expected "
+                f"methods that need the cache alone; type `spaner train --method {name}`"
             )
         elif name in known:
             found[name] = {"method": name}
