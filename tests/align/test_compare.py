@@ -150,7 +150,7 @@ def test_the_average_is_taken_seed_by_seed_and_lacks_what_one_data_set_lacks(tmp
         told = {"varied": {"method": "m", "shots": 1, "seed": seed}, "selection": {"by": "val"}}
         return told | {"status": status, "numbers": {"text": text, "gap": gap}}
 
-    a = [result(0.5, 1), result(0.7, 2), result(0.1, 3)]
+    a = [result(0.5, 1), result(0.7, 2, 0.9), result(0.1, 3)]
     b = [result(0.6, 1), result(0.4, 2, None), result(0.9, 3, status="failed")]
     both = average([Comparison("a", tmp_path, a, rows_of(a)), Comparison("b", tmp_path, b, [])], tmp_path)
     (row,) = both.rows
