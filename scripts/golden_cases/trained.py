@@ -148,7 +148,7 @@ def cross_modal(z: Inputs, meta: Mapping[str, Any]) -> dict[str, Any]:
     hyper, scale = meta["hyper"], float(torch.tensor(meta["hyper"]["logit"], dtype=z["text_raw"].dtype).exp())
     images, (classes, templates) = z["train_raw"], z["text_raw"].shape[:2]
     origin = probes.zero_shot(z["text_raw"])
-    head = probes.Head(origin.clone(), *(z[name].clone() for name in ("A1", "A2") if name in z))
+    head = probes.ProbeHead(origin.clone(), *(z[name].clone() for name in ("A1", "A2") if name in z))
     texts = torch.arange(classes).repeat_interleave(templates)
     pool, labels = torch.cat([images, z["text_raw"].flatten(0, 1)]), torch.cat([z["train_labels"], texts])
     rates = descent.warmed_cosine(
@@ -171,7 +171,7 @@ def cross_modal(z: Inputs, meta: Mapping[str, Any]) -> dict[str, Any]:
         eps=hyper["eps"],
     )
 
-    def judge(head: probes.Head) -> float:
+    def judge(head: probes.ProbeHead) -> float:
         return descent.accuracy(head.logits(z["val_raw"], scale), z["val_labels"])
 
     outputs: dict[str, Any] = {"W0": origin, "zero_shot": origin, "lr": rates, "losses": [], "val_acc": []}
@@ -184,7 +184,7 @@ def cross_modal(z: Inputs, meta: Mapping[str, Any]) -> dict[str, Any]:
         outputs["val_acc"] += [] if said is None else [said]
         if len(outputs["losses"]) in (1, 5):
             outputs[f"W_after{len(outputs['losses'])}"] = head.weight.detach().clone()
-    mixed = probes.Head(0.5 * kept.weight + 0.5 * origin, kept.down, kept.up)
+    mixed = probes.ProbeHead(0.5 * kept.weight + 0.5 * origin, kept.down, kept.up)
     best = first_best(enumerate(outputs["val_acc"]), 0) * hyper["freq"]
     outputs |= {
         "W_last": head.weight,

@@ -1,8 +1,9 @@
 """The user's own vectors as a table in one call: how any encoder that is not ours comes in."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,13 +27,92 @@ def brought(name: str, modality: str, features: Float[np.ndarray, "N V D"]) -> E
     )
 
 
+def as_array(what: str, values: Any) -> np.ndarray:
+    """Values of any array library as NumPy: tensors leave graph and device, bfloat16 becomes float32.
+
+    Raises:
+        CacheError: masked values, which no array of a cache can say.
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if "bfloat16" in str(values.dtype):
+            values = values.float()
+    if np.ma.isMaskedArray(values):
+        if masked := int(np.ma.count_masked(values)):
+            raise CacheError(f"{what} hold {masked} masked values, expected none; fill or drop these rows")
+        return values.data
+    return np.asarray(values)
+
+
+def as_labels(table: str, labels: Any, class_names: Sequence[str]) -> Int[np.ndarray, " N"]:
+    """One class index per row, from indices or from class names.
+
+    Raises:
+        CacheError: a fraction, NaN, a name that is no class or is two, or not one value per row.
+    """
+    values = as_array(f"labels of {table}", labels)
+    if values.ndim != 1:
+        raise CacheError(f"labels of {table} have shape {values.shape}, expected one per row: (rows,)")
+    if len(values) and all(isinstance(value, str | bytes) for value in values.tolist()):
+        return _by_name(table, values.tolist(), class_names)
+    try:
+        numbers = values if values.dtype.kind in "iu" else values.astype(np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full(len(values), np.nan)
+    whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**31)
+    bad = np.flatnonzero(~whole)
+    if len(bad):
+        raise CacheError(
+            f"label {values[bad[0]]!s} of row {bad[0]} in {table} is no class index ({len(bad)} such); "
+            f"expected whole numbers from 0 to {len(class_names) - 1}, or names in class_names"
+        )
+    return numbers.astype(np.int64)
+
+
+def _by_name(table: str, names: list[str | bytes], class_names: Sequence[str]) -> np.ndarray:
+    index = {name: label for label, name in enumerate(class_names)}
+    texts = [name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in names]
+    unknown = next((name for name in texts if name not in index), None)
+    if unknown is not None:
+        raise CacheError(
+            f"label {unknown!r} in {table} is none of the {len(class_names)} class names; correct it, or "
+            "give class_names all of them"
+        )
+    twice = (
+        next((name for name in texts if list(class_names).count(name) > 1), None)
+        if len(index) < len(class_names)
+        else None
+    )
+    if twice is not None:
+        raise CacheError(f"label {twice!r} in {table} names two classes; give class indices instead of names")
+    return np.array([index[name] for name in texts], np.int64)
+
+
+def as_ids(table: str, ids: Iterable[Any]) -> list[str]:
+    """Ids as text; bytes are UTF-8.
+
+    Raises:
+        CacheError: None or a fractional number, which cannot name a sample.
+    """
+    if np.ma.isMaskedArray(ids):
+        ids = as_array(f"ids of {table}", ids)
+    found = []
+    for row, name in enumerate(ids):
+        if name is None or isinstance(name, float | np.floating):
+            raise CacheError(
+                f"id {name} of row {row} in {table} names no sample; give each a text of its own"
+            )
+        found.append(name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name))
+    return found
+
+
 def as_rows(table: str, features: np.ndarray, dtype: str | None) -> Float[np.ndarray, "N V D"]:
     """Features (N, D) or (N, V, D) in the dtype that will be stored.
 
     Raises:
         CacheError: another shape, or not numbers.
     """
-    features = np.asarray(features)
+    features = as_array(f"features of {table}", features)
     if features.ndim not in (2, 3) or 0 in features.shape or features.dtype.kind not in "fiu":
         raise CacheError(
             f"features of {table} have shape {features.shape} and type {features.dtype}, "

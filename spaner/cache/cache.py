@@ -187,7 +187,8 @@ class Cache:
             CacheError: the listing contradicts itself, or the disk is full.
         """
         staging, draws = self._writable(), draws or {}
-        ids, labels = [str(name) for name in ids], np.asarray(labels)
+        ids = arrays.as_ids(manifest.table, ids)
+        labels = arrays.as_labels(manifest.table, labels, self.class_names)
         install.check_manifest(manifest, self.dataset)
         install.check_listing(manifest, ids, labels, draws, len(self.class_names))
         if overwrite and worker[1] > 1:
@@ -211,7 +212,7 @@ class Cache:
         modality: str,
         split: str,
         features: Float[np.ndarray, "N D"] | Float[np.ndarray, "N V D"],
-        labels: Int[np.ndarray, " N"],
+        labels: Int[np.ndarray, " N"] | Sequence[int | str],
         ids: Sequence[str] | None = None,
         *,
         encoder: EncoderSpec | str,
@@ -226,7 +227,7 @@ class Cache:
             modality: "image", "text", "audio" or a name of yours.
             split: "train", "test", …; for text, the name of the template set.
             features: raw embeddings, not normalised.
-            labels: class index of each row.
+            labels: class index of each row, or its class name.
             ids: one unique text per row; default: the row number.
             encoder: its name, or a full spec. Tables are compared by it.
             views: a name for each view; for text, the templates.
@@ -240,8 +241,8 @@ class Cache:
         """
         table = f"{modality}/{split}"
         rows = arrays.as_rows(table, features, dtype)
-        names = [f"{row:07d}" for row in range(len(rows))] if ids is None else [str(name) for name in ids]
-        labels = np.asarray(labels)
+        names = [f"{row:07d}" for row in range(len(rows))] if ids is None else arrays.as_ids(table, ids)
+        labels = arrays.as_labels(table, labels, self.class_names)
         if not len(rows) == len(names) == len(labels):
             raise CacheError(
                 f"{table} has {len(rows)} rows of features, {len(names)} ids and {len(labels)} labels; "

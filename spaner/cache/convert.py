@@ -48,11 +48,11 @@ def export(cache: Cache, folder: str | Path) -> list[Path]:
     """Write every table as features.npy (N, V, D) and rows.csv, or rows.parquet where pyarrow is installed.
 
     Returns:
-        The files, in `<folder>/<modality>-<split>/`.
+        The files, in `<folder>/<modality>/<split>/`.
     """
     made = []
     for name in cache.tables():
-        table, place = cache.table(name), Path(folder) / name.replace("/", "-")
+        table, place = cache.table(name), Path(folder) / name
         with files.writing(place):
             place.mkdir(parents=True, exist_ok=True)
             made += [_features(table, place / "features.npy"), _rows(table, cache.class_names, place)]

@@ -51,7 +51,9 @@ def write(path: Path, data: bytes | memoryview) -> None:
     temporary = partial(path)
     with writing(path):
         try:
-            temporary.write_bytes(data)
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as stream:  # never through a link that somebody put there
+                stream.write(data)
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)

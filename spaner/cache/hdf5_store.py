@@ -52,6 +52,10 @@ class Hdf5Store:
             self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._arrays: dict[str, Any] = {}
 
+    def __reduce__(self) -> tuple[type["Hdf5Store"], tuple[Path]]:
+        """Another process opens the file by its path."""
+        return Hdf5Store, (self.path.absolute(),)
+
     def tables(self) -> list[str]:
         try:
             return sorted(f"{group}/{name}" for group, members in self._file.items() for name in members)
@@ -152,7 +156,8 @@ def write(path: Path, attributes: dict[str, Any], tables: Iterable[tuple[str, St
     temporary = files.partial(path)
     with files.writing(path):
         try:
-            with temporary.open("w+b", buffering=0) as stream:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("x+b", buffering=0) as stream:  # never through a link
                 sink = _Sink(stream)
                 with h5py.File(sink, "w", userblock_size=HEADER, libver=VERSION) as file:
                     _set_attributes(file, attributes)

@@ -159,7 +159,7 @@ def _installing(store: ZarrStore, table: str) -> Iterator[str]:
 
     A kill leaves at most hidden folders, which the next attempt removes.
     """
-    hidden = f".{table.replace('/', '+')}"
+    hidden = f".{table.replace('/', '=')}"
     new, old, final = store.path / f"{hidden}.new", store.path / f"{hidden}.old", store.path / table
     with files.writing(final):
         files.remove(new)
@@ -179,7 +179,7 @@ def _installing(store: ZarrStore, table: str) -> Iterator[str]:
 
 def discard(store: ZarrStore, table: str) -> None:
     """Remove a table in one step."""
-    old = store.path / f".{table.replace('/', '+')}.old"
+    old = store.path / f".{table.replace('/', '=')}.old"
     with files.writing(store.path / table):
         files.remove(old)
         (store.path / table).rename(old)

@@ -5,6 +5,7 @@ only says who holds it; it lies beside the cache, never in it, and is removed on
 other hosts only on network file systems that pass it on: elsewhere, keep two hosts off one table.
 """
 
+import errno
 import importlib
 import os
 import socket
@@ -13,6 +14,8 @@ from typing import Any, Self
 
 from spaner.cache.files import writing
 from spaner.errors import Busy, CacheError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def _fcntl() -> Any:
@@ -26,7 +29,7 @@ def _fcntl() -> Any:
 
 def lock_path(cache: Path, name: str) -> Path:
     """The lock file of one part of a cache, a hidden neighbour of it."""
-    return cache.with_name(f".{cache.name}.{name.replace('/', '+')}.lock")
+    return cache.with_name(f".{cache.name}.{name.replace('/', '=')}.lock")
 
 
 class Lock:
@@ -51,13 +54,23 @@ class Lock:
         fcntl = self._fcntl
         mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(file, mode)
             except BlockingIOError:
                 holder = os.read(file, 200).decode("utf-8", "replace") or "another process"
                 os.close(file)
                 raise Busy(f"{what} is being written by {holder}; wait for it to end, or stop it") from None
+            except OSError as error:
+                os.close(file)
+                if error.errno not in NO_LOCKS:
+                    raise
+                self.path.unlink(missing_ok=True)
+                raise CacheError(
+                    f"{what} cannot be locked: the file system of {self.path.parent} has no locks "
+                    f"({error.strerror}), so that nothing keeps two writers apart; expected one with flock; "
+                    "write the cache on a local disk and copy it when it is finished"
+                ) from None
             if self._is_current(file):
                 os.ftruncate(file, 0)
                 os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())

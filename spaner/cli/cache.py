@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from spaner.cli import console
-from spaner.errors import Corrupt
+from spaner.errors import Corrupt, Unsealed
 
 app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, convert and export a cache.")
 
@@ -113,6 +113,7 @@ def verify(path: CachePath, *, json: AsJson = False) -> None:
     with spaner.cache.open(path) as cache:
         problems = cache.verify()
         tables = cache.tables()
+        unsealed = [cache.progress(name) for name in cache.unsealed()]
     if json:
         console.dump([{"table": p.table, "chunk": p.chunk, "what": p.what} for p in problems])
     if problems:
@@ -120,6 +121,8 @@ def verify(path: CachePath, *, json: AsJson = False) -> None:
         raise Corrupt(
             f"{path} has {len(problems)} damaged parts; to mend, type: spaner cache repair {path}\n{lines}"
         )
+    if unsealed:
+        raise Unsealed(f"{path} is not finished: {unsealed[0]}")
     if not json:
         console.say(f"{path}: {len(tables)} tables, every byte as it was sealed")
 

@@ -12,7 +12,7 @@ from spaner.cache import cache as caches
 from spaner.cache.cache import Cache
 from spaner.cache.manifest import EncoderSpec, Manifest
 from spaner.cache.table import Table
-from spaner.errors import Corrupt, DatasetError, EncoderError, Mismatch
+from spaner.errors import Corrupt, DatasetError, EncoderError, Mismatch, Unsealed
 from spaner.extract import pipeline, texts
 from spaner.extract.datasets import images
 from spaner.extract.datasets.dataset import DATASETS, Split, read
@@ -49,6 +49,8 @@ def repair(
     path = Path(path)
     with caches.open(path) as cache:
         broken = _broken(cache)
+        if not broken and (unsealed := cache.unsealed()):
+            raise Unsealed(f"nothing to repair, but {cache.progress(unsealed[0])}")
         name, class_names = cache.dataset, cache.class_names
     done: list[TableSummary] = []
     with images.quiet(), caches.create(path, name, class_names) as cache:

@@ -111,7 +111,15 @@ NAMES_IN_PROSE = {
     "linear_transfer": "linear transfer",
     "calibration": "ECE and NLL after it",
 }
-NO_MEASURES = {"unit", "blocks", "name_groups", "check_labels", "check_every_class"}
+NO_MEASURES = {
+    "unit",
+    "blocks",
+    "name_groups",
+    "check_labels",
+    "check_every_class",
+    "match_scores",
+    "of_match",
+}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -107,7 +107,8 @@ def test_missing_recipe_file(tmp_path):
 
 def test_unknown_recipe():
     with pytest.raises(
-        RecipeError, match=r"unknown recipe 'anchor'; .* paper, anchored or a .toml .*mean 'anchored'"
+        RecipeError,
+        match=r"unknown recipe 'anchor'; .* paper, anchored, anchored-prior or a .toml .*mean 'anchored'",
     ):
         TrainConfig.from_recipe("anchor")
 

@@ -181,8 +181,7 @@ def test_a_space_embeds_and_a_head_says_that_it_does_not(run):
 
 
 def test_a_choice_has_its_receipt(method, run, cache):
-    kinds = parts_of(method)
-    grid = {name for kind in kinds for name in grids(kind)}
+    grid = set(TrainConfig(**settings(method)).open_grid())
     if not grid:
         assert run.selection == {"by": "none"}
         return

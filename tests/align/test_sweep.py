@@ -82,7 +82,7 @@ def test_a_grid_without_meaning_is_refused_before_anything_is_trained(cache, tmp
 
 
 def test_a_device_that_is_not_there_is_refused(cache, tmp_path):
-    with pytest.raises(RecipeError, match="device is 'tpu'"):
+    with pytest.raises(RecipeError, match="--device tpu"):
         sweep(cache, {"seed": [1]}, BASE | {"device": "tpu"}, tmp_path)
 
 

@@ -53,11 +53,11 @@ def test_conversion_refuses_damage_and_an_existing_target(make, tmp_path: Path):
 def test_export_is_numpy_and_a_list_of_rows(make, path: Path, tmp_path: Path, source):
     with cache.open(make(path)) as opened:
         made = cache.export(opened, tmp_path / "out")
-    place = tmp_path / "out" / "image-train"
+    place = tmp_path / "out" / "image" / "train"
     np.testing.assert_array_equal(np.load(place / "features.npy", mmap_mode="r"), source.stored())
     assert set(made) == {
         *(place / name for name in ("features.npy", "rows.csv")),
-        *(tmp_path / "out" / "text-vanilla" / name for name in ("features.npy", "rows.csv")),
+        *(tmp_path / "out" / "text" / "vanilla" / name for name in ("features.npy", "rows.csv")),
     }
     with (place / "rows.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

@@ -338,11 +338,11 @@ def test_leftovers_of_a_killed_creation_are_cleared(path: Path, source, contents
     with create(path) as made:
         source.begin(made).reset([0])  # an HDF5 cache gets its parts back
         place = parts(path)
-        shutil.copytree(place / "image/train", place / ".image+train.new")
-        shutil.copytree(place / "image/train", place / ".image+train.old")
+        shutil.copytree(place / "image/train", place / ".image=train.new")
+        shutil.copytree(place / "image/train", place / ".image=train.old")
         (place / "image/train/features/.c.0.0.0.partial").write_bytes(b"torn")
     if not path.suffix:
-        assert ".image+train.new" in {file.name for file in path.iterdir()}
+        assert ".image=train.new" in {file.name for file in path.iterdir()}
     with create(path) as made, source.begin(made, overwrite=True) as writer:
         source.write(writer)
         writer.seal()

@@ -57,7 +57,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Head:
+class ProbeHead:
     """W, and the adapter's layers where there are any."""
 
     weight: Float[Tensor, "K D"]
@@ -76,8 +76,8 @@ class Head:
             x = clip_adapter.adapted(x, self.down, self.up, RATIO)
         return scale * x @ self.weight.T
 
-    def copy(self) -> "Head":
-        return Head(**{name: tensor.detach().clone() for name, tensor in self.tensors().items()})
+    def copy(self) -> "ProbeHead":
+        return ProbeHead(**{name: tensor.detach().clone() for name, tensor in self.tensors().items()})
 
 
 def zero_shot(raw: Float[Tensor, "K T D"]) -> Float[Tensor, "K D"]:
@@ -86,7 +86,7 @@ def zero_shot(raw: Float[Tensor, "K T D"]) -> Float[Tensor, "K D"]:
 
 
 def train_head(
-    head: Head,
+    head: ProbeHead,
     pool: Float[Tensor, "M D"],
     labels: Int[Tensor, " M"],
     *,
@@ -106,8 +106,11 @@ def train_head(
 
 
 def keep_best(
-    losses: Iterable[Float[Tensor, ""]], head: Head, every: int, judge: Callable[[Head], float] | None
-) -> Iterator[tuple[Float[Tensor, ""], float | None, Head]]:
+    losses: Iterable[Float[Tensor, ""]],
+    head: ProbeHead,
+    every: int,
+    judge: Callable[[ProbeHead], float] | None,
+) -> Iterator[tuple[Float[Tensor, ""], float | None, ProbeHead]]:
     """Per iteration: its loss, what the judge said after it if it was asked, and the first best head so far;
     without a judge the head itself."""
     best, kept = -1.0, head
@@ -129,7 +132,7 @@ class CrossModal:
     reads_query: ClassVar[bool] = False
     tuned: ClassVar[tuple[str, ...]] = ("wise_ft",)
 
-    def __init__(self, head: Head, origin: Float[Tensor, "K D"], wise_ft: float, facts: Facts) -> None:
+    def __init__(self, head: ProbeHead, origin: Float[Tensor, "K D"], wise_ft: float, facts: Facts) -> None:
         self.head, self.origin, self.wise_ft, self.facts = head, origin, wise_ft, facts
         self.logit_scale = facts.logit_scale
         self.history: list[dict[str, float]] = []
@@ -168,12 +171,12 @@ class CrossModal:
         judge = _judge(task, device)
         steps = keep_best(losses, head, settings.judge_every, judge)
         kept, history = _driven(steps, rates, settings.judge_every, tools)
-        kept = Head(**{name: tensor.detach().cpu() for name, tensor in kept.tensors().items()})
+        kept = ProbeHead(**{name: tensor.detach().cpu() for name, tensor in kept.tensors().items()})
         fitted = cls(kept, origin.cpu(), settings.wise_ft, task.facts())
         fitted.history = history
         return fitted
 
-    def mixed(self) -> Head:
+    def mixed(self) -> ProbeHead:
         """W beside its start."""
         weight = (1 - self.wise_ft) * self.head.weight + self.wise_ft * self.origin
         return replace(self.head, weight=weight)
@@ -212,15 +215,15 @@ class CrossModal:
         if settings.head == "adapter":
             shapes |= {"down": (max(1, width // 4), width), "up": (width, max(1, width // 4))}
         check_shapes(shapes | {"wise_ft": ()}, state)
-        head = Head(**{name: state[name] for name in shapes if name != "origin"})
+        head = ProbeHead(**{name: state[name] for name in shapes if name != "origin"})
         return cls(head, state["origin"], float(state["wise_ft"]), facts)
 
 
-def _started(origin: Float[Tensor, "K D"], settings: Any) -> Head:
+def _started(origin: Float[Tensor, "K D"], settings: Any) -> ProbeHead:
     if settings.head == "linear":
-        return Head(origin.clone())
+        return ProbeHead(origin.clone())
     down, up = clip_adapter.start(origin.shape[1], 4, settings.seed)
-    return Head(origin.clone(), down.to(origin), up.to(origin))
+    return ProbeHead(origin.clone(), down.to(origin), up.to(origin))
 
 
 def _batches(images: int, texts: int, settings: Any) -> Iterator[Int[Tensor, " B"]]:
@@ -231,7 +234,7 @@ def _batches(images: int, texts: int, settings: Any) -> Iterator[Int[Tensor, " B
     return (torch.cat([a, images + b]) for a, b in zip(first, second, strict=True))
 
 
-def _judge(task: Task, device: torch.device) -> Callable[[Head], float] | None:
+def _judge(task: Task, device: torch.device) -> Callable[[ProbeHead], float] | None:
     held = task.validation
     if held is None:
         return None
@@ -240,11 +243,11 @@ def _judge(task: Task, device: torch.device) -> Callable[[Head], float] | None:
 
 
 def _driven(
-    steps: Iterator[tuple[Tensor, float | None, Head]], rates: list[float], every: int, tools: Tools
-) -> tuple[Head, list[dict[str, float]]]:
+    steps: Iterator[tuple[Tensor, float | None, ProbeHead]], rates: list[float], every: int, tools: Tools
+) -> tuple[ProbeHead, list[dict[str, float]]]:
     """Take all steps: the head that is kept, and a record per `every` iterations."""
     said: list[float] = []
-    kept: list[Head] = []
+    kept: list[ProbeHead] = []
 
     def losses() -> Iterator[Tensor]:
         for loss, judged, head in steps:

@@ -58,7 +58,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Head:
+class WeightedHead:
     """W, b and a."""
 
     weight: Float[Tensor, "K D"]
@@ -69,8 +69,8 @@ class Head:
         """The answer for rows whose cosines to the texts are known."""
         return torch.addmm(self.bias, x, self.weight.T).addcmul_(self.text, cosines)
 
-    def copy(self) -> "Head":
-        return Head(self.weight.clone(), self.bias.clone(), self.text.clone())
+    def copy(self) -> "WeightedHead":
+        return WeightedHead(self.weight.clone(), self.bias.clone(), self.text.clone())
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Rows:
     cosines: Float[Tensor, "N K"]
 
 
-def start(rows: Rows, bias: Float[Tensor, " K"], factor: float) -> Head:
+def start(rows: Rows, bias: Float[Tensor, " K"], factor: float) -> WeightedHead:
     """Class sums, and one text weight for all."""
     classes = len(bias)
     own = rows.cosines.gather(1, rows.labels[:, None])
     each = factor * class_means(own, rows.labels, classes).mean()
-    return Head(class_sums(rows.x, rows.labels, classes), bias.clone(), each.repeat(classes))
+    return WeightedHead(class_sums(rows.x, rows.labels, classes), bias.clone(), each.repeat(classes))
 
 
 def step_sizes(rows: Rows) -> tuple[float, float]:
@@ -97,10 +97,13 @@ def step_sizes(rows: Rows) -> tuple[float, float]:
     return float(4 * n / largest), float(n / (4 * rows.cosines.square().sum(0).max()))
 
 
-def gradients(head: Head, rows: Rows) -> tuple[Float[Tensor, ""], Head]:
+def gradients(head: WeightedHead, rows: Rows) -> tuple[Float[Tensor, ""], WeightedHead]:
     """The mean cross entropy and its gradients, block by block."""
     n, classes = rows.cosines.shape
-    loss, slope = rows.x.new_zeros(()), Head(*map(torch.zeros_like, (head.weight, head.bias, head.text)))
+    loss, slope = (
+        rows.x.new_zeros(()),
+        WeightedHead(*map(torch.zeros_like, (head.weight, head.bias, head.text))),
+    )
     for part in torch.arange(n).split(max(1, BLOCK // classes)):
         first, last = int(part[0]), int(part[-1]) + 1
         x, labels, cosines = rows.x[first:last], rows.labels[first:last], rows.cosines[first:last]
@@ -110,14 +113,14 @@ def gradients(head: Head, rows: Rows) -> tuple[Float[Tensor, ""], Head]:
         slope.weight.addmm_(share.T, x)
         slope.bias.add_(share.sum(0))
         slope.text.add_(share.mul_(cosines).sum(0))
-    return loss / n, Head(slope.weight / n, slope.bias / n, slope.text / n)
+    return loss / n, WeightedHead(slope.weight / n, slope.bias / n, slope.text / n)
 
 
 def train(
-    head: Head, rows: Rows, rate: float, text_rate: float, settings: Settings
-) -> Iterator[tuple[float, Head]]:
+    head: WeightedHead, rows: Rows, rate: float, text_rate: float, settings: Settings
+) -> Iterator[tuple[float, WeightedHead]]:
     """Per iteration: the loss before its step, and the head after it (the same tensors, changed in place)."""
-    speed = Head(*map(torch.zeros_like, (head.weight, head.bias, head.text)))
+    speed = WeightedHead(*map(torch.zeros_like, (head.weight, head.bias, head.text)))
     gathered = torch.zeros_like(head.text)
     for step in range(1, settings.iterations + 1):
         loss, slope = gradients(head, rows)
@@ -141,7 +144,7 @@ class LpPlusPlus:
     training: ClassVar[Mapping[str, Any] | None] = None
     reads_query: ClassVar[bool] = True
 
-    def __init__(self, head: Head, facts: Facts) -> None:
+    def __init__(self, head: WeightedHead, facts: Facts) -> None:
         self.head, self.facts = head, facts
         self.logit_scale = float(head.text.mean())
         self.history: list[dict[str, float]] = []
@@ -178,7 +181,7 @@ class LpPlusPlus:
             if tools.progress:
                 tools.progress(len(history), settings.iterations, f"loss {loss:.4f}")
         assert kept is not None, "there is at least one iteration"
-        fitted = cls(Head(kept.weight.cpu(), kept.bias.cpu(), kept.text.cpu()), task.facts())
+        fitted = cls(WeightedHead(kept.weight.cpu(), kept.bias.cpu(), kept.text.cpu()), task.facts())
         fitted.history = history
         return fitted
 
@@ -200,7 +203,7 @@ class LpPlusPlus:
         """The inverse of `state`."""
         classes, width = len(facts.class_names), facts.widths[facts.modality]
         check_shapes({"weight": (classes, width), "bias": (classes,), "text": (classes,)}, state)
-        return cls(Head(**state), facts)
+        return cls(WeightedHead(**state), facts)
 
 
 def own(settings: Any) -> Settings:
@@ -208,7 +211,7 @@ def own(settings: Any) -> Settings:
     return Settings(**{name: getattr(settings, name) for name in Settings.__dataclass_fields__})
 
 
-def _judge(head: Head, task: Task, text: Float[Tensor, "K D"]) -> float:
+def _judge(head: WeightedHead, task: Task, text: Float[Tensor, "K D"]) -> float:
     held = task.validation
     assert held is not None, "asked for with validation rows alone"
     x = held.x[:, 0].to(text)
