@@ -80,7 +80,7 @@ def proker(z: Inputs, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The given pair, and the search over both grids."""
     hyper, text = meta["hyper"], z["text"]
     rows, x, val = (F.normalize(z[name], dim=1) for name in ("train_raw", "query_raw", "val_raw"))
-    problem = kernels.Problem(rows, z["train_labels"], text)
+    problem = kernels.KernelProblem(rows, z["train_labels"], text)
 
     def answer(x: Tensor, beta: float, solved: Tensor) -> Tensor:
         return x @ text.T + problem.against(x, beta) @ solved

@@ -108,7 +108,7 @@ def test_missing_recipe_file(tmp_path):
 def test_unknown_recipe():
     with pytest.raises(
         RecipeError,
-        match=r"unknown recipe 'anchor'; .* paper, anchored, anchored-prior or a .toml .*mean 'anchored'",
+        match=r"unknown recipe 'anchor'; .* anchored-prior or a .toml .*mean 'anchored'",
     ):
         TrainConfig.from_recipe("anchor")
 

@@ -204,7 +204,7 @@ def test_the_solution_by_features_is_the_kernels_own():
     generator = torch.Generator().manual_seed(3)
     rows = F.normalize(torch.randn(31, 13, generator=generator, dtype=torch.float64), dim=1)
     labels, text = torch.arange(31) % 5, F.normalize(torch.randn(5, 13, generator=generator).double(), dim=1)
-    problem = proker.Problem(rows, labels, text, proker.frequencies(13, 64, 0).double())
+    problem = proker.KernelProblem(rows, labels, text, proker.frequencies(13, 64, 0).double())
     weights = next(problem.solve(1.7, (0.1,)))
     phi = proker.fourier(rows, proker.frequencies(13, 64, 0).double(), 1.7)
     dual = proker.ridge(phi @ phi.T, 0.1, proker.residual(rows, labels, text))

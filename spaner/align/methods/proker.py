@@ -95,7 +95,7 @@ def fourier(x: Float[Tensor, "N D"], directions: Float[Tensor, "F D"], beta: flo
 
 
 @dataclass
-class Problem:
+class KernelProblem:
     """What is solved again for every beta and lambda. `directions` is None for the exact kernel."""
 
     rows: Float[Tensor, "N D"]
@@ -126,7 +126,7 @@ class ProKeR:
     reads_query: ClassVar[bool] = True
     tuned: ClassVar[tuple[str, ...]] = ("beta", "lam")
 
-    def __init__(self, problem: Problem, facts: Facts, beta: float, lam: float, solved: Tensor) -> None:
+    def __init__(self, problem: KernelProblem, facts: Facts, beta: float, lam: float, solved: Tensor) -> None:
         self.problem, self.facts, self.beta, self.lam, self.solved = problem, facts, beta, lam, solved
         self.logit_scale, self.history = 1.0, []
 
@@ -144,7 +144,7 @@ class ProKeR:
         if exact:
             _require_memory(len(rows), settings)
         made = None if exact else frequencies(rows.shape[1], settings.features, settings.seed)
-        problem = Problem(rows, task.labels, trained_texts(task).classes, made)
+        problem = KernelProblem(rows, task.labels, trained_texts(task).classes, made)
         beta, lam = CHOSEN[max((known for known in CHOSEN if known <= shots(task)), default=1)]
         beta, lam = settings.beta or beta, settings.lam or lam
         return cls(problem, task.facts(), beta, lam, next(problem.solve(beta, (lam,))))
@@ -198,7 +198,7 @@ class ProKeR:
         shapes |= {"text": (classes, width), "solved": (solved, classes), "numbers": (2,)}
         check_shapes(shapes | ({} if made is None else {"directions": (len(made), width)}), state)
         beta, lam = state["numbers"].tolist()
-        problem = Problem(state["rows"], state["labels"], state["text"], made)
+        problem = KernelProblem(state["rows"], state["labels"], state["text"], made)
         return cls(problem, facts, beta, lam, state["solved"])
 
 

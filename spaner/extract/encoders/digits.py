@@ -116,7 +116,7 @@ def shifted(image: Float[Tensor, "1 8 8"], key: str, view: int, seed: int) -> Fl
     return F.pad(image, (1, 1, 1, 1))[:, top : top + SIDE, left : left + SIDE]
 
 
-class ImageEncoder:
+class DigitsImageEncoder:
     """Pictures -> (B, 64)."""
 
     def __init__(self, tower: nn.Module, spec: EncoderSpec) -> None:
@@ -133,7 +133,7 @@ class ImageEncoder:
         return self.tower(batch.to(_device(self.tower))).cpu()
 
 
-class TextEncoder:
+class DigitsTextEncoder:
     """Strings -> (B, 64)."""
 
     def __init__(self, tower: nn.Module, spec: EncoderSpec) -> None:
@@ -184,9 +184,11 @@ PREPROCESSING: dict[str, dict[str, Any]] = {
     "text": {"tokens": "UTF-8 bytes", "length": TEXT_BYTES},
     "audio": {"rate": dtmf.RATE, "seconds": dtmf.CLIP_SECONDS, "fft": FFT, "hop": HOP, **PREPARATION},
 }
-PARTS: dict[str, tuple[type[nn.Module], type[ImageEncoder] | type[TextEncoder] | type[ToneEncoder], int]] = {
-    "image": (ImageTower, ImageEncoder, DIM),
-    "text": (TextTower, TextEncoder, DIM),
+PARTS: dict[
+    str, tuple[type[nn.Module], type[DigitsImageEncoder] | type[DigitsTextEncoder] | type[ToneEncoder], int]
+] = {
+    "image": (ImageTower, DigitsImageEncoder, DIM),
+    "text": (TextTower, DigitsTextEncoder, DIM),
     "audio": (ToneTower, ToneEncoder, AUDIO_DIM),
 }
 
@@ -199,7 +201,7 @@ def load(
     device: str = "auto",
     seed: int = 0,
     **_: object,
-) -> ImageEncoder | TextEncoder | ToneEncoder:
+) -> DigitsImageEncoder | DigitsTextEncoder | ToneEncoder:
     """Load one of the three towers with the shipped weights, or with random ones (by name only, seeded).
 
     Args:
