@@ -69,7 +69,7 @@ class Settings:
         "Share of the frozen embedding in the result (beta), at inference only.",
         low=0,
         high=1,
-        grid=(0.5, 0.75, 0.9),
+        grid=(0.9, 0.75, 0.5),
         when=("prior", "gda"),
         stacks=True,
     )
@@ -91,10 +91,10 @@ class Settings:
         "none", "A closed-form head on the frozen rows that joins the scores (`methods.prior`)."
     )
     prior_weight: float = option(
-        0.5,
+        1.0,
         "Weight alpha of the prior, beside the space's 1.",
         low=0,
-        grid=(0.5, 1.0, 0.25, 2.0, 0.0),
+        grid=(1.0, 0.5, 2.0, 4.0, 8.0, 0.25, 0.0),
         when=("prior", "gda"),
     )
     shrinkage: float = option(
