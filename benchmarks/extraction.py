@@ -81,13 +81,13 @@ def ours(folder: Path, cache: Path, encoder: encoders.Encoder) -> Callable[[], N
     pace = pipeline.Pace(BATCH, workers=1)
 
     def run() -> None:
-        load = pipeline.opened(split, encoder, VIEWS, 0)
+        feed = pipeline.feed(split, encoder, VIEWS, 0, pace)
         classes = [f"class {label}" for label in range(split.labels.max() + 1)]
         with (
             caches.create(cache, "benchmark", classes) as opened,
             opened.begin(manifest, split.ids, split.labels, None, overwrite=True) as writer,
         ):
-            pipeline.fill(writer, load, encoder, pace, lambda _: None)
+            pipeline.fill(writer, feed, lambda _: None)
             writer.seal(None)
 
     return run

@@ -8,11 +8,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from spaner import registry
 from spaner.cache import cache as caches
@@ -140,7 +140,7 @@ def _sizes(config: ExtractConfig, dataset: Dataset, tables: list[TablePlan]) -> 
             dims[modality] = load(config, dataset, modality).spec.dim
     item = np.dtype(config.dtype).itemsize
     return [
-        TableSummary(t.name, len(t.ids), 0, len(t.ids) * len(t.views) * dims[t.modality] * item)
+        TableSummary(t.name, len(t.source), 0, len(t.source) * len(t.views) * dims[t.modality] * item)
         for t in tables
     ]
 
@@ -159,55 +159,43 @@ class Run:
         """Begin or continue one table, fill it, check it and seal it."""
         manifest = table.manifest(self.dataset, self.encoder.spec, self.config)
         with cache.begin(
-            manifest, table.ids, table.labels, table.draws, overwrite=self.config.overwrite
+            manifest, table.source.ids, table.source.labels, table.draws, overwrite=self.config.overwrite
         ) as writer:
             if writer.sealed:
                 sealed = cache.table(table.name)
                 return self._summary(manifest, sealed.failures(), manifest.rows, None, sealed.measured)
-            load = self._loader(table)
+            feed = self._feed(cache, table, manifest)
             todo = _rows(writer)
-            self._check_early(table, writer, load)
+            allow = self.config.allow_impure
+            purity.check_early(self.encoder, writer, feed.probe, allow=allow)
             began = time.perf_counter()
-            self._fill(cache, table, writer, load, manifest.rows - todo)
+            pipeline.fill(writer, feed, self._tick(manifest, manifest.rows - todo))
             seconds = time.perf_counter() - began
             failures = writer.failures()
             self._check_failed(table, failures)
-            measured = self._measure(table, writer, load, failures)
+            failed = [row for row, key in enumerate(table.source.ids) if key in failures]
+            twin = partial(self._twin, table.modality)
+            measured = purity.of_table(self.encoder, twin, writer, feed.probe, failed, allow=allow)
             writer.seal(measured)
         return self._summary(
             manifest, failures, manifest.rows - todo, todo / seconds if todo else None, measured
         )
 
-    def _loader(self, table: TablePlan) -> Callable[[int], torch.Tensor | str]:
-        """Row -> its V prepared views, or why there are none."""
-        if table.source is not None:
-            return pipeline.opened(table.source, self.encoder, len(table.views), self.config.seed)
-        names = self.dataset.class_names
+    def _feed(self, cache: Cache, table: TablePlan, manifest: Manifest) -> pipeline.Feed:
+        if table.is_text:
+            known = texts.known_columns(cache, manifest)
+            size = self.config.batch_size
+            return texts.feed(table.source, self.encoder, size, manifest.chunk_rows, known)
+        views = len(table.views)
+        return pipeline.feed(table.source, self.encoder, views, self.config.seed, self._pace())
 
-        def tokens(row: int) -> torch.Tensor:
-            strings = [texts.put(template, names[row]) for template in table.views]
-            return torch.stack([self.encoder.prepare(text, 0, text, 0) for text in strings])
-
-        return tokens
-
-    def _fill(
-        self,
-        cache: Cache,
-        table: TablePlan,
-        writer: Writer,
-        load: Callable[[int], torch.Tensor | str],
-        done: int,
-    ) -> None:
+    def _tick(self, manifest: Manifest, done: int) -> Callable[[int], None]:
         def tick(rows: int) -> None:
             nonlocal done
             done += rows
-            self.progress(done, writer.manifest.rows, table.name)
+            self.progress(done, manifest.rows, manifest.table)
 
-        if table.source is None:
-            known = texts.known_columns(cache, writer.manifest)
-            texts.fill(writer, self.dataset.class_names, self.encoder, self.config.batch_size, known, tick)
-            return
-        pipeline.fill(writer, load, self.encoder, self._pace(), tick)
+        return tick
 
     def _pace(self) -> pipeline.Pace:
         cuda = getattr(getattr(self.encoder, "device", None), "type", "cpu") == "cuda"
@@ -215,64 +203,22 @@ class Run:
         workers = self.config.workers or (min(16, cores) if cuda else max(1, cores // 2))
         return pipeline.Pace(self.config.batch_size, workers, pin=cuda)
 
-    def _check_early(
-        self, table: TablePlan, writer: Writer, load: Callable[[int], torch.Tensor | str]
-    ) -> None:
-        """Refuse an impure encoder before hours of work, on a few of the rows to do."""
-        if not writer.pending or purity.fixed_batch(self.encoder):
-            return
-        first = writer.rows(writer.pending[0])
-        rows = [first.start + row for row in purity.spread(first.stop - first.start, 4)]
-        _, probes = _probes(rows, load, len(table.views))
-        if len(probes) > 1:
-            found, _ = purity.measure(self.encoder, probes)
-            purity.check(found, self.encoder, table.name, allow=self.config.allow_impure)
-
     def _check_failed(self, table: TablePlan, failures: dict[str, str]) -> None:
-        share = len(failures) / len(table.ids)
+        rows = len(table.source)
+        share = len(failures) / rows
         if share > self.config.max_failed:
             first = "; ".join(f"{key}: {why}" for key, why in list(failures.items())[:3])
             raise DatasetError(
-                f"{table.name}: {len(failures):,} of {len(table.ids):,} files failed ({100 * share:.3g} %), "
+                f"{table.name}: {len(failures):,} of {rows:,} files failed ({100 * share:.3g} %), "
                 f"tolerated {100 * self.config.max_failed:.3g} %; {first}; mend the files and type "
                 f"`--overwrite`, or raise `--max-failed`"
             )
 
-    def _measure(
-        self,
-        table: TablePlan,
-        writer: Writer,
-        load: Callable[[int], torch.Tensor | str],
-        failures: dict[str, str],
-    ) -> dict[str, Any]:
-        """Purity over the whole table, stored rows included; for lower precision, agreement with float32."""
-        if purity.fixed_batch(self.encoder):
-            return {"purity": purity.by_design(self.encoder), "failed": len(failures)}
-        rows = [row for row in purity.spread(len(table.ids), purity.PROBES) if table.ids[row] not in failures]
-        kept, probes = _probes(rows, load, len(table.views))
-        if not len(probes):
-            return {}
-        found, alone = purity.measure(self.encoder, probes)
-        views = [_view(i, len(table.views)) for i in range(len(kept))]
-        stored = purity.difference(writer.read(np.array(kept))[np.arange(len(kept)), views], alone)
-        rounding = purity.HALF_STORAGE if writer.manifest.dtype == "float16" else 0.0
-        worst = max(found, stored - rounding)
-        purity.check(worst, self.encoder, table.name, allow=self.config.allow_impure)
-        precision = self.encoder.spec.precision
-        measured: dict[str, Any] = {"purity": purity.facts(worst, stored, len(kept), precision)}
-        measured |= {"failed": len(failures)}
-        if precision != "float32":
-            measured["agreement"] = self._agreement(table, load, failures)
-        return measured
-
-    def _agreement(
-        self, table: TablePlan, load: Callable[[int], torch.Tensor | str], failures: dict[str, str]
-    ) -> dict[str, Any]:
+    def _twin(self, modality: str) -> Encoder:
+        """The same encoder in float32, for measuring agreement; loaded once."""
         if self.reference is None:
-            self.reference = load_reference(self.config, self.dataset, table.modality)
-        rows = purity.spread(len(table.ids), purity.AGREEMENT_ROWS)
-        _, probes = _probes([row for row in rows if table.ids[row] not in failures], load, len(table.views))
-        return purity.agreement(self.encoder, self.reference, probes)
+            self.reference = load(self.config, self.dataset, modality, precision="float32")
+        return self.reference
 
     def _summary(
         self,
@@ -295,27 +241,7 @@ class Run:
         )
 
 
-def load_reference(config: ExtractConfig, dataset: Dataset, modality: str) -> Encoder:
-    """The same encoder in float32, for measuring agreement."""
-    return load(config, dataset, modality, precision="float32")
-
-
 def _rows(writer: Writer) -> int:
     """Rows that are still to be written."""
     spans = [writer.rows(chunk) for chunk in writer.pending]
     return sum(span.stop - span.start for span in spans)
-
-
-def _view(position: int, views: int) -> int:
-    """Probes take turns through the views."""
-    return position % views
-
-
-def _probes(
-    rows: list[int], load: Callable[[int], torch.Tensor | str], views: int
-) -> tuple[list[int], torch.Tensor]:
-    """Rows that can be opened, and one prepared view of each (n, …)."""
-    loaded = {row: load(row) for row in rows}
-    good = {row: item for row, item in loaded.items() if isinstance(item, torch.Tensor)}
-    items = [item[_view(i, views)] for i, item in enumerate(good.values())]
-    return list(good), torch.stack(items) if items else torch.empty(0)

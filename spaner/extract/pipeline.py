@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +33,14 @@ class Batch:
     Attributes:
         chunk: its number.
         places: rows within the chunk that could be opened.
-        inputs: their views, row by row: (len(places) * V, …); None where no sample could be opened.
+        inputs: their len(places) * V views, row by row; None where no sample could be opened.
         reasons: row within the chunk -> why it could not.
         last: whether the chunk ends here.
     """
 
     chunk: int
     places: list[int]
-    inputs: Tensor | None
+    inputs: Any
     reasons: dict[int, str]
     last: bool
 
@@ -51,6 +52,40 @@ class Pace:
     batch_size: int
     workers: int
     pin: bool = False
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How the rows of one table come about.
+
+    Attributes:
+        probe: row number -> its V prepared views (V, …), or the reason why there are none.
+        load: row number -> what `join` takes of it, or the reason (a str); called in threads.
+        join: what was loaded, row by row -> inputs of a batch; called in a thread, a batch ahead.
+        encode: inputs -> rows (n * V, D), float32.
+        size: rows per batch.
+        workers: threads that load.
+    """
+
+    probe: Callable[[int], Tensor | str]
+    load: Callable[[int], Any]
+    join: Callable[[list[Any]], Any]
+    encode: Callable[[Any], np.ndarray]
+    size: int
+    workers: int
+
+
+def feed(split: Split, encoder: Encoder, views: int, seed: int, pace: Pace) -> Feed:
+    """Samples whose views are prepared one by one and stacked."""
+    together = fixed_batch(encoder) or 1
+    size = max(together, pace.batch_size // views // together * together)
+    load = opened(split, encoder, views, seed)
+
+    def join(items: list[Tensor]) -> Tensor:
+        inputs = torch.cat(items)
+        return inputs.pin_memory() if pace.pin else inputs
+
+    return Feed(load, load, join, lambda inputs: encoder.encode(inputs).numpy(), size, pace.workers)
 
 
 def opened(split: Split, encoder: Encoder, views: int, seed: int) -> Callable[[int], Tensor | str]:
@@ -71,55 +106,41 @@ def opened(split: Split, encoder: Encoder, views: int, seed: int) -> Callable[[i
     return load
 
 
-def fill(
-    writer: Writer,
-    load: Callable[[int], Tensor | str],
-    encoder: Encoder,
-    pace: Pace,
-    tick: Callable[[int], None],
-) -> None:
+def fill(writer: Writer, feed: Feed, tick: Callable[[int], None]) -> None:
     """Encode and write every pending chunk. ``tick`` is told the rows of each finished batch.
 
     Raises:
         EncoderError: a value too large for the stored type.
         CacheError: the disk is full, or another of the writer's complaints.
     """
-    views = len(writer.manifest.views)
-    together = fixed_batch(encoder) or 1
-    size = max(together, pace.batch_size // views // together * together)
-    with ThreadPoolExecutor(pace.workers) as pool, closing(Saver(writer)) as saver:
-        batches = _batches(writer, load, pool, size, pin=pace.pin)
-        with closing(_ahead(batches)) as ready:
+    with ThreadPoolExecutor(feed.workers) as pool, closing(Saver(writer)) as saver:
+        with closing(_ahead(_batches(writer, feed, pool))) as ready:
             for batch in ready:
-                saver.take(batch, None if batch.inputs is None else encoder.encode(batch.inputs).numpy())
+                saver.take(batch, None if batch.inputs is None else feed.encode(batch.inputs))
                 tick(len(batch.places) + len(batch.reasons))
         saver.finish()
 
 
-def _batches(
-    writer: Writer, load: Callable[[int], Tensor | str], pool: ThreadPoolExecutor, size: int, *, pin: bool
-) -> Iterator[Batch]:
+def _batches(writer: Writer, feed: Feed, pool: ThreadPoolExecutor) -> Iterator[Batch]:
     spans = [(chunk, writer.rows(chunk)) for chunk in writer.pending]
     rows = (row for _, span in spans for row in range(span.start, span.stop))
-    loaded = _mapped(pool, load, rows, 2 * size + 2)
+    loaded = _mapped(pool, feed.load, rows, 2 * feed.size + 2)
     for chunk, span in spans:
         count = span.stop - span.start
-        for start in range(0, count, size):
-            places = range(start, min(start + size, count))
+        for start in range(0, count, feed.size):
+            places = range(start, min(start + feed.size, count))
             found = {place: next(loaded) for place in places}
-            good = {place: item for place, item in found.items() if isinstance(item, Tensor)}
-            inputs = torch.cat(list(good.values())) if good else None
-            if inputs is not None and pin:
-                inputs = inputs.pin_memory()
+            good = {place: item for place, item in found.items() if not isinstance(item, str)}
+            inputs = feed.join(list(good.values())) if good else None
             reasons = {place: item for place, item in found.items() if isinstance(item, str)}
             yield Batch(chunk, list(good), inputs, reasons, last=places.stop == count)
 
 
 def _mapped(
-    pool: ThreadPoolExecutor, work: Callable[[int], Tensor | str], rows: Iterable[int], depth: int
-) -> Iterator[Tensor | str]:
+    pool: ThreadPoolExecutor, work: Callable[[int], Any], rows: Iterable[int], depth: int
+) -> Iterator[Any]:
     """``map`` over threads, in order, at most ``depth`` results ahead of the reader."""
-    waiting: deque[Future[Tensor | str]] = deque()
+    waiting: deque[Future[Any]] = deque()
     for row in rows:
         waiting.append(pool.submit(work, row))
         if len(waiting) > depth:

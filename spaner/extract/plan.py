@@ -1,6 +1,5 @@
 """Which tables an extraction fills, with which rows and few-shot draws. It opens no file and no encoder."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ class TablePlan:
 
     Attributes:
         modality, split: its name.
-        ids, labels: its rows.
+        source: its rows, and where their payloads come from; a text's payload is a class's V strings.
         views: names of the V views; for text, the templates.
-        source: where payloads come from; None for text.
         draws: name -> row numbers within this table.
         complete: False if rows that no draw needs were left out.
         imported: draw -> name of the published file that it came from.
@@ -33,10 +31,8 @@ class TablePlan:
 
     modality: str
     split: str
-    ids: Sequence[str]
-    labels: np.ndarray
+    source: Split
     views: tuple[str, ...]
-    source: Split | None = None
     draws: dict[str, np.ndarray] = field(default_factory=dict)
     complete: bool = True
     imported: dict[str, str] = field(default_factory=dict)
@@ -46,12 +42,17 @@ class TablePlan:
         """modality/split."""
         return f"{self.modality}/{self.split}"
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are classes, made of words and not of the data set's files."""
+        return self.modality == "text"
+
     def manifest(self, dataset: Dataset, spec: EncoderSpec, config: ExtractConfig) -> Manifest:
         """The table's identity."""
-        options: dict[str, Any] = {} if self.source is None else dict(dataset.ledger)
+        options: dict[str, Any] = {} if self.is_text else dict(dataset.ledger)
         options |= {"imported draws": self.imported} if self.imported else {}
         chunk = config.chunk_rows or default_chunk_rows(len(self.views), spec.dim, config.dtype)
-        if not self.source:
+        if self.is_text:
             chunk = texts.chunk_rows(chunk, len(self.views), spec.dim)
         together = spec.preprocessing.get("batch", {}).get(
             "size", 1
@@ -60,18 +61,18 @@ class TablePlan:
             dataset=dataset.name,
             modality=self.modality,
             split=self.split,
-            rows=len(self.ids),
+            rows=len(self.source),
             views=self.views,
             dim=spec.dim,
             dtype=config.dtype,
             chunk_rows=max(together, chunk // together * together),
             encoder=spec,
             # text has no random views, so its rows depend on the seed only where the weights are random
-            seed=config.seed if self.source or spec.synthetic else 0,
-            rows_sha256=ids_sha256(self.ids),
+            seed=0 if self.is_text and not spec.synthetic else config.seed,
+            rows_sha256=ids_sha256(self.source.ids),
             complete=self.complete,
             options=options,
-            draws={name: drawn_sha256(self.ids, rows) for name, rows in self.draws.items()},
+            draws={name: drawn_sha256(self.source.ids, rows) for name, rows in self.draws.items()},
         )
 
 
@@ -129,7 +130,7 @@ def _of_modality(config: ExtractConfig, dataset: Dataset, modality: str) -> list
             complete = len(rows) == len(split)
             split, drawn = split.take(rows), {key: np.searchsorted(rows, kept) for key, kept in drawn.items()}
         told = {key: imported[key] for key in drawn if key in imported}
-        tables.append(TablePlan(modality, name, split.ids, split.labels, views, split, drawn, complete, told))
+        tables.append(TablePlan(modality, name, split, views, drawn, complete, told))
     return tables
 
 
@@ -139,11 +140,10 @@ def view_names(count: int) -> tuple[str, ...]:
 
 
 def _texts(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
-    labels = np.arange(len(dataset.class_names), dtype=np.int32)
-    ids = texts.ids(dataset.class_names)
     own = {QUERY: [dataset.template]} if dataset.template != VANILLA else {}
     sets = tables(config.templates) | own
-    return [TablePlan("text", name, ids, labels, tuple(found)) for name, found in sets.items()]
+    names = dataset.class_names
+    return [TablePlan("text", name, texts.split(names, found), tuple(found)) for name, found in sets.items()]
 
 
 def destination(config: ExtractConfig, dataset: Dataset) -> Path:

@@ -6,12 +6,14 @@ bits of mantissa through a dozen layers); an encoder that looks at its neighbour
 limits lie between. *Agreement*: the cosine between rows in lower precision and in float32.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spaner.cache.cache import Writer
 from spaner.errors import EncoderError
 from spaner.extract.encoders.encoder import Encoder
 
@@ -20,6 +22,9 @@ LOWER_LIMIT = 3e-2
 HALF_STORAGE = 1e-3  # rounding a row to float16 moves it by up to 5e-4 of its length
 PROBES = 8
 AGREEMENT_ROWS = 24
+
+Probe = Callable[[int], Tensor | str]
+"""Row number -> its V prepared views (V, …), or the reason why there are none."""
 
 
 def spread(rows: int, count: int) -> list[int]:
@@ -84,6 +89,75 @@ def fixed_batch(encoder: Encoder) -> int | None:
 def by_design(encoder: Encoder) -> dict[str, Any]:
     """The same for an encoder whose mode, asked for by name, makes rows depend on their batch."""
     return {"pure": False, "mode": encoder.spec.mode}
+
+
+def check_early(encoder: Encoder, writer: Writer, probe: Probe, *, allow: bool) -> None:
+    """Refuse an impure encoder before hours of work, on a few of the rows to do.
+
+    Raises:
+        EncoderError: rows depend on their batch and that is not allowed.
+    """
+    if not writer.pending or fixed_batch(encoder):
+        return
+    first = writer.rows(writer.pending[0])
+    rows = [first.start + row for row in spread(first.stop - first.start, 4)]
+    _, probes = _probes(rows, probe, len(writer.manifest.views))
+    if len(probes) > 1:
+        found, _ = measure(encoder, probes)
+        check(found, encoder, writer.manifest.table, allow=allow)
+
+
+def of_table(
+    encoder: Encoder,
+    reference: Callable[[], Encoder],
+    writer: Writer,
+    probe: Probe,
+    failed: Sequence[int],
+    *,
+    allow: bool,
+) -> dict[str, Any]:
+    """Purity over the whole table, stored rows included; for lower precision, agreement with float32.
+
+    Args:
+        reference: gives the same encoder in float32; asked for lower precision only.
+        failed: rows that have no embedding.
+
+    Raises:
+        EncoderError: rows depend on their batch and that is not allowed.
+    """
+    if fixed_batch(encoder):
+        return {"purity": by_design(encoder), "failed": len(failed)}
+    manifest, without = writer.manifest, set(failed)
+    views = len(manifest.views)
+    rows = [row for row in spread(manifest.rows, PROBES) if row not in without]
+    kept, probes = _probes(rows, probe, views)
+    if not len(probes):
+        return {}
+    found, alone = measure(encoder, probes)
+    seen = [_view(i, views) for i in range(len(kept))]
+    stored = difference(writer.read(np.array(kept))[np.arange(len(kept)), seen], alone)
+    worst = max(found, stored - (HALF_STORAGE if manifest.dtype == "float16" else 0.0))
+    check(worst, encoder, manifest.table, allow=allow)
+    precision = encoder.spec.precision
+    measured = {"purity": facts(worst, stored, len(kept), precision), "failed": len(failed)}
+    if precision != "float32":
+        rows = [row for row in spread(manifest.rows, AGREEMENT_ROWS) if row not in without]
+        twin = reference()
+        measured["agreement"] = agreement(encoder, twin, _probes(rows, probe, views)[1])
+    return measured
+
+
+def _view(position: int, views: int) -> int:
+    """Probes take turns through the views."""
+    return position % views
+
+
+def _probes(rows: list[int], probe: Probe, views: int) -> tuple[list[int], Tensor]:
+    """Rows that can be opened, and one prepared view of each (n, …)."""
+    loaded = {row: probe(row) for row in rows}
+    good = {row: item for row, item in loaded.items() if isinstance(item, Tensor)}
+    items = [item[_view(i, views)] for i, item in enumerate(good.values())]
+    return list(good), torch.stack(items) if items else torch.empty(0)
 
 
 def agreement(encoder: Encoder, reference: Encoder, probes: Tensor) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.summary import Summary, TableSummary
 from spaner.progress import Progress, no_progress
 
+BATCH = 64  # views per encoder call
+
 
 def repair(
     path: str | Path,
@@ -57,12 +59,14 @@ def repair(
         for table in (cache.table(which) for which in broken):
             encoder = _encoder(table.manifest, model, pretrained, device)
             again = broken[table.name]
-            found = (
-                None
-                if table.manifest.modality == "text"
-                else _source(table, dataset, data_root, allow_outside=allow_outside)
-            )
-            done.append(_mend(cache, table, again, encoder, found, progress or no_progress))
+            if table.manifest.modality == "text":
+                classes = texts.split(class_names, table.views)
+                feed = texts.feed(classes, encoder, BATCH, table.manifest.chunk_rows, {})
+            else:
+                source = _source(table, dataset, data_root, allow_outside=allow_outside)
+                pace = pipeline.Pace(BATCH, workers=2)
+                feed = pipeline.feed(source, encoder, len(table.views), table.manifest.seed, pace)
+            done.append(_mend(cache, table, again, feed, progress or no_progress))
     return Summary(path, done, repaired=sum(map(len, broken.values())))
 
 
@@ -86,8 +90,7 @@ def _mend(
     cache: Cache,
     table: Table,
     chunks: list[int],
-    encoder: Encoder,
-    source: Split | None,
+    feed: pipeline.Feed,
     progress: Progress,
 ) -> TableSummary:
     manifest, measured = table.manifest, table.measured
@@ -102,11 +105,7 @@ def _mend(
 
     with cache.begin(manifest, ids, labels, draws) as writer:
         writer.reset(chunks)
-        if source is None:
-            texts.fill(writer, cache.class_names, encoder, 64, {}, tick)
-        else:
-            load = pipeline.opened(source, encoder, len(manifest.views), manifest.seed)
-            pipeline.fill(writer, load, encoder, pipeline.Pace(batch_size=64, workers=2), tick)
+        pipeline.fill(writer, feed, tick)
         writer.seal(measured)
         failures = writer.failures()
     return TableSummary(table.name, manifest.rows, manifest.rows - done, 0, failures)

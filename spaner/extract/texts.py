@@ -1,21 +1,23 @@
-"""Class names in templates as a table: rows are classes, views are templates.
+"""Class names in templates as a split of strings: rows are classes, views are templates.
 
 Each distinct string of a chunk is encoded once, in batches of similar length, so that a causal tower's
 batches can be cut short. Columns that a sealed table of the same cache already holds (``vanilla`` is one of
 ``mined``) are copied.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from spaner.cache.cache import Cache, Writer
+from spaner.cache.cache import Cache
 from spaner.cache.manifest import Manifest
 from spaner.errors import DatasetError
+from spaner.extract.datasets.dataset import Split
 from spaner.extract.encoders.encoder import Encoder
-from spaner.extract.pipeline import NOT_FINITE, check_range
+from spaner.extract.pipeline import Feed
 from spaner.extract.templates import fill as put
 
 CHUNK_VALUES = 1 << 24  # 64 MiB of float32: a chunk of 180 templates would otherwise be 400 MB
@@ -31,36 +33,36 @@ def ids(class_names: list[str]) -> list[str]:
     return [f"{label:04d}:{name}" for label, name in enumerate(class_names)]
 
 
-def fill(
-    writer: Writer,
-    class_names: list[str],
-    encoder: Encoder,
-    batch_size: int,
-    known: dict[int, np.ndarray],
-    tick: Callable[[int], None],
-) -> None:
-    """Encode and write every pending chunk.
+def split(class_names: list[str], templates: Sequence[str]) -> Split:
+    """The classes as rows; a payload is the class's strings, one per template."""
+    keys = ids(class_names)
+    name = dict(zip(keys, class_names, strict=True))
+    labels = np.arange(len(keys), dtype=np.int32)
+    return Split(keys, labels, lambda key: [put(template, name[key]) for template in templates])
+
+
+def feed(classes: Split, encoder: Encoder, batch_size: int, chunk: int, known: dict[int, np.ndarray]) -> Feed:
+    """Strings, a chunk at a time.
 
     Args:
+        batch_size: strings per encoder call.
+        chunk: rows per chunk.
         known: view -> its column (C, D), encoded before.
-        tick: told the rows of each finished chunk.
     """
-    manifest = writer.manifest
-    fresh = [view for view in range(len(manifest.views)) if view not in known]
-    for chunk in list(writer.pending):
-        span = writer.rows(chunk)
-        names = class_names[span]
-        rows = np.zeros((len(names), len(manifest.views), manifest.dim), np.float32)
-        for view, column in known.items():
-            rows[:, view] = column[span]
-        if fresh:
-            strings = [put(manifest.views[view], name) for name in names for view in fresh]
-            rows[:, fresh] = encode(encoder, strings, batch_size).reshape(len(names), len(fresh), -1)
-        finite = np.isfinite(rows).all(axis=(1, 2))
-        rows[~finite] = 0
-        check_range(rows, manifest.dtype, manifest.table)
-        writer.write(chunk, rows, reasons={int(row): NOT_FINITE for row in np.flatnonzero(~finite)})
-        tick(len(names))
+
+    def probe(row: int) -> torch.Tensor:
+        return _tokens(encoder, classes.open(classes.ids[row]))
+
+    def load(row: int) -> list[str | np.ndarray]:
+        strings = classes.open(classes.ids[row])
+        return [known[view][row] if view in known else text for view, text in enumerate(strings)]
+
+    def rows(cells: list[str | np.ndarray]) -> np.ndarray:
+        strings = [cell for cell in cells if isinstance(cell, str)]
+        fresh = iter(encode(encoder, strings, batch_size) if strings else ())
+        return np.stack([next(fresh) if isinstance(cell, str) else cell for cell in cells], dtype=np.float32)
+
+    return Feed(probe, load, lambda items: list(chain.from_iterable(items)), rows, chunk, workers=1)
 
 
 def encode(encoder: Encoder, strings: list[str], batch_size: int) -> Float[np.ndarray, "n D"]:
@@ -68,10 +70,13 @@ def encode(encoder: Encoder, strings: list[str], batch_size: int) -> Float[np.nd
     distinct = sorted(set(strings), key=lambda text: (len(text), text))
     rows = []
     for start in range(0, len(distinct), batch_size):
-        tokens = [encoder.prepare(text, 0, text, 0) for text in distinct[start : start + batch_size]]
-        rows.append(encoder.encode(torch.stack(tokens)).numpy())
+        rows.append(encoder.encode(_tokens(encoder, distinct[start : start + batch_size])).numpy())
     place = {text: row for row, text in enumerate(distinct)}
     return np.concatenate(rows)[[place[text] for text in strings]]
+
+
+def _tokens(encoder: Encoder, strings: Sequence[str]) -> torch.Tensor:
+    return torch.stack([encoder.prepare(text, 0, text, 0) for text in strings])
 
 
 def check_cut(encoder: Encoder, class_names: list[str], views: Sequence[str], table: str) -> list[str]:
