@@ -61,7 +61,7 @@ def extract(
         towers = {modality: load(config, dataset, modality) for modality in modalities}
         notes = _cut_texts(dataset, tables, towers)
         for modality in modalities:
-            run = Run(config, dataset, towers.pop(modality), progress or no_progress)
+            run = Extraction(config, dataset, towers.pop(modality), progress or no_progress)
             with caches.create(path, dataset.name, dataset.class_names) as cache:
                 done += [run.table(cache, table) for table in tables if table.modality == modality]
     return Summary(path, done, left_out=dataset.left_out, notes=notes)
@@ -145,7 +145,7 @@ def _sizes(config: ExtractConfig, dataset: Dataset, tables: list[TablePlan]) -> 
     ]
 
 
-class Run:
+class Extraction:
     """One modality's tables through one encoder."""
 
     def __init__(self, config: ExtractConfig, dataset: Dataset, encoder: Encoder, progress: Progress) -> None:
