@@ -10,7 +10,8 @@ from torch import Tensor
 from golden_cases.tiny_clip import model_of, tower_of
 from spaner.align.methods.cocoop import ConditionalContext, conditional_scores, train_conditional
 from spaner.align.methods.coop import start_context, train_context
-from spaner.align.methods.prompting import class_vectors, dassl_cosine, spoken
+from spaner.align.methods.descent import dassl_cosine
+from spaner.align.methods.prompting import class_vectors, spoken
 
 Inputs = Mapping[str, Tensor]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from spaner.align.methods.cocoop import ConditionalContext, conditional_scores, train_conditional
 from spaner.align.methods.coop import start_context, train_context
-from spaner.align.methods.prompting import class_vectors, dassl_cosine, spoken
+from spaner.align.methods.descent import dassl_cosine
+from spaner.align.methods.prompting import class_vectors, spoken
 from spaner.extract.encoders import encoder
 from spaner.extract.encoders.text_tower import Padded, PromptTower
 from tests.extract.conftest import TINY

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spaner.align.methods.descent import dassl_cosine
 from spaner.align.methods.task import Task, Tools
 from spaner.errors import Mismatch, RunError
 
@@ -88,18 +89,6 @@ def descend(
         value.backward()
         optimizer.step()
         yield value.detach()
-
-
-def dassl_cosine(
-    lr: float, epochs: int, per_epoch: int, *, warmup: int = 1, warmup_lr: float = 1e-5
-) -> list[float]:
-    """The rate as Dassl steps it, once an epoch: `warmup` epochs at a constant, then a cosine over *all*
-    epochs that starts late, so that the last epoch ends above zero."""
-    rates = [
-        warmup_lr if epoch < warmup else lr * (1 + math.cos(math.pi * (epoch - warmup) / epochs)) / 2
-        for epoch in range(epochs)
-    ]
-    return [rate for rate in rates for _ in range(per_epoch)]
 
 
 def tower_of(method: str, task: Task, tools: Tools) -> Tower:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spaner.align.methods.method import Tunable
-from spaner.align.methods.task import Query, Samples, Task, Tools
+from spaner.align.methods.task import Samples, Task, Tools
 from spaner.align.train.config import TrainConfig
 
 
@@ -82,7 +82,7 @@ def _candidates(method: Any, task: Task, config: TrainConfig, tools: Tools, grid
     refit = {name: values for name, values in grid.items() if name not in tuned}
     after = {name: values for name, values in grid.items() if name in tuned}
     assert task.validation is not None
-    x, query = _centre(task.validation), _query(task)
+    x, query = _centre(task.validation), task.query("text")
     for values in itertools.product(*refit.values()):
         choice = dict(zip(refit, values, strict=True))
         fitted = method.fit(task, config.replace(**choice), tools)
@@ -91,10 +91,6 @@ def _candidates(method: Any, task: Task, config: TrainConfig, tools: Tools, grid
             continue
         for further, scores in fitted.tune(x, query, after):
             yield choice | further, fitted, scores
-
-
-def _query(task: Task) -> Query:
-    return task.query("text")
 
 
 def _centre(samples: Samples) -> Float[Tensor, "N D"]:
