@@ -17,6 +17,9 @@ from spaner.cli import doctor
 from spaner.extract.datasets.dataset import LOOKED_FOR, roots
 from tests.conftest import Outcome, made_up_spec
 
+VIEWS = ("table", "strokes", "path", "speech", "morse")
+PARTS = {"train": 700, "test": 997}
+
 
 @pytest.fixture
 def here(tmp_path: Path, toy_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -61,7 +64,8 @@ def test_data_sets_are_counted_by_split_or_say_what_to_type(here: Path) -> None:
     assert list(found) == list(LOOKED_FOR)
     digits = found.pop("digits")
     assert digits.classes == 10
-    assert digits.splits == {"image/train": 700, "image/test": 997, "audio/train": 320, "audio/test": 320}
+    scans = {f"{name}/{part}": rows for name in ("image", *VIEWS) for part, rows in PARTS.items()}
+    assert digits.splits == scans | {"audio/train": 320, "audio/test": 320}
     assert digits.problem is None
     for name, root in found.items():
         assert root.problem, name

@@ -47,6 +47,9 @@ class ExtractConfig:
     holdout: float = field(
         default=0.2, metadata=_help("share of each class set apart as test where a folder has no splits")
     )
+    modality_column: str | None = field(
+        default=None, metadata=_help("csv: column that names each line's modality; one id is one sample")
+    )
     encoder: str | None = field(
         default=None, metadata=_help("open_clip or another registered encoder (default: the data set's own)")
     )

@@ -50,6 +50,7 @@ def extract(
         holdout=config.holdout,
         seed=config.seed,
         allow_outside=config.allow_outside,
+        modality_column=config.modality_column,
     )
     tables, path = plan(config, dataset), destination(config, dataset)
     if config.dry_run:

@@ -131,7 +131,8 @@ def _source(table: Table, dataset: str | None, root: Path | None, *, allow_outsi
             f"{manifest.table}: the cache does not say where data set {spec!r} lies; expected what was given "
             "to extract; type for example `--dataset folder:PATH`"
         )
-    found = read(spec, root, seed=manifest.seed, allow_outside=allow_outside)
+    column = manifest.options.get("modality column")
+    found = read(spec, root, seed=manifest.seed, allow_outside=allow_outside, modality_column=column)
     splits = found.splits.get(manifest.modality, {})
     place = {key: split.open for split in splits.values() for key in split.ids}
     missing = [key for key in ids if key not in place]

@@ -171,7 +171,10 @@ def test_random_weights_are_seeded_and_marked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modality": "smell"}, "--encoder digits: no encoder for smell; expected image, text, audio"),
+        (
+            {"modality": "smell"},
+            "--encoder digits: no encoder for smell; expected image, text, audio, table, strokes",
+        ),
         (
             {"weights": "laion2b"},
             "--pretrained laion2b: .* expected shipped or random; leave --pretrained out",

@@ -20,7 +20,8 @@ BUILDS: dict[str, dict[str, Any]] = {
     "open_clip": {"weights": "random"},
     "digits": {},
 }
-MODALITIES = {"open_clip": ("image", "text"), "digits": ("image", "text", "audio")}
+VIEWS = ("table", "strokes", "path", "speech", "morse")
+MODALITIES = {"open_clip": ("image", "text"), "digits": ("image", "text", "audio", *VIEWS)}
 HELD_ELSEWHERE = {
     "clap",
     "esresnext",
@@ -31,7 +32,10 @@ CASES = [(name, modality) for name in BUILDS for modality in MODALITIES[name]]
 def payload(name: str, modality: str, seed: int) -> Any:
     if modality == "text":
         return ("zero", "a photo of a three.", "the number seven, as a scan")[seed % 3]
-    if modality == "audio":
+    if modality in ("table", "strokes", "path", "morse"):
+        shape = {"table": 64, "morse": 9}.get(modality, (11 + seed, 2))
+        return np.random.default_rng(seed).uniform(0.1, 0.9, shape).astype(np.float32)
+    if modality in ("audio", "speech"):
         noise = np.random.default_rng(seed).normal(0, 0.1, (1, 8000 + 100 * seed))
         return noise.astype(np.float32), 8000
     return picture(seed, (8, 8) if name == "digits" else (41 + seed, 37))

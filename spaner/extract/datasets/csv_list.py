@@ -1,12 +1,16 @@
 """A CSV manifest: one line per image or sound, columns ``path``, ``label``, ``split`` and, if wanted, ``id``.
 
-Paths are relative to the CSV file (or to ``--data-root``); labels are class names, numbered in sorted order
-("_" is read as a space). A file that does not exist becomes a failed row. Without ``id`` the path is the id.
-``Train``, ``valid`` and ``validation`` mean train and val. Only what is listed is looked at.
+With ``--modality-column NAME`` that column says of which modality a line is: lines of one id are one sample,
+and a sample may lack any of them. Paths are relative to the CSV file (or to ``--data-root``); labels are
+class names, numbered in sorted order ("_" is read as a space). A file that does not exist becomes a failed
+row. Without ``id`` the path is the id. ``Train``, ``valid`` and ``validation`` mean train and val. Only what
+is listed is looked at.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePath
+from typing import Any
 
 from spaner.errors import DatasetError
 from spaner.extract.datasets.audio import Recording
@@ -20,55 +24,102 @@ COLUMNS = ("path", "label", "split")
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
-def read(argument: str, root: Path | None = None, *, allow_outside: bool = False, **_: object) -> Dataset:
+def read(
+    argument: str,
+    root: Path | None = None,
+    *,
+    allow_outside: bool = False,
+    modality_column: str | None = None,
+    **_: object,
+) -> Dataset:
     """Read ``csv:PATH``.
 
     Raises:
         DatasetError: file or column missing, no rows, duplicate ids, absolute ids, a class that train lacks,
-            a path that leaves the data root.
+            a path that leaves the data root, an id with two classes or in two splits.
     """
     file = Path(argument)
     if not argument or not file.is_file():
         raise DatasetError(
             f"--dataset csv:{argument}: no such file; expected columns {', '.join(COLUMNS)}; type csv:PATH"
         )
-    rows = _rows(file)
+    rows = _rows(file, modality_column)
     names = sorted({row["label"] for row in rows})
     _check_classes(file, rows)
     shown, label_of = shown_names(file, names), {name: i for i, name in enumerate(names)}
-    sounds = are_sounds(file, (row["path"] for row in rows))
     place = places(file, root or file.parent, [row["path"] for row in rows], allow_outside=allow_outside)
+    splits: dict[str, dict[str, Split]] = {}
+    encoders: dict[str, str] = {}
+    for modality, own in _of_modalities(rows).items():
+        sounds = are_sounds(file, (row["path"] for row in own))
+        name = modality or ("audio" if sounds else "image")
+        splits[name] = _splits(own, label_of, place, Recording if sounds else decode)
+        encoders |= {name: "esresnext"} if sounds else {}
+    ledger = {"order": "as listed in the CSV"}
+    ledger |= {"modality column": modality_column} if modality_column else {}
+    return Dataset(file.stem, shown, splits, encoders=encoders, ledger=ledger)
+
+
+def _of_modalities(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """The lines of each modality; "" where no column says."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["modality"], []).append(row)
+    return found
+
+
+def _splits(
+    rows: list[dict[str, str]],
+    label_of: dict[str, int],
+    place: Callable[[str], Path],
+    opened: Callable[[Path], Any],
+) -> dict[str, Split]:
     path_of = {row["id"]: row["path"] for row in rows}
 
     def split_of(chosen: list[dict[str, str]]) -> Split:
         labels = [label_of[row["label"]] for row in chosen]
-        opened = Recording if sounds else decode
         return file_split([row["id"] for row in chosen], labels, lambda key: place(path_of[key]), opened)
 
-    splits = {
+    return {
         name: split_of([row for row in rows if row["split"] == name])
         for name in dict.fromkeys(row["split"] for row in rows)
     }
-    modality, encoders = ("audio", {"audio": "esresnext"}) if sounds else ("image", {})
-    ledger = {"order": "as listed in the CSV"}
-    return Dataset(file.stem, shown, {modality: splits}, encoders=encoders, ledger=ledger)
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    """The lines as dictionaries with an ``id``."""
-    rows = [_row(file, line, row) for line, row in table(file, COLUMNS)]
+def _rows(file: Path, column: str | None) -> list[dict[str, str]]:
+    """The lines as dictionaries with an ``id`` and a ``modality``."""
+    columns = (*COLUMNS, column) if column else COLUMNS
+    rows = [_row(file, line, row, column) for line, row in table(file, columns)]
     if not rows:
         raise DatasetError(f"{file}: found no rows below the header; expected one line per image; add them")
-    double = first_double(row["id"] for row in rows)
-    if double is not None:
-        raise DatasetError(
-            f"{file}: id {short(double)!r} occurs twice; expected unique ids; add or correct the id column"
-        )
+    for modality, own in _of_modalities(rows).items():
+        double = first_double(row["id"] for row in own)
+        if double is not None:
+            where = f" in {modality}" if modality else ""
+            raise DatasetError(
+                f"{file}: id {short(double)!r} occurs twice{where}; expected unique ids; add or correct the "
+                "id column"
+            )
+    _check_samples(file, rows)
     return rows
 
 
-def _row(file: Path, line: int, row: dict[str, str]) -> dict[str, str]:
-    empty = [name for name in COLUMNS if not row[name]]
+def _check_samples(file: Path, rows: list[dict[str, str]]) -> None:
+    """A sample has one class and lies in one split, whatever it is seen as."""
+    known: dict[str, dict[str, str]] = {}
+    for row in rows:
+        first = known.setdefault(row["id"], row)
+        for name in ("label", "split"):
+            if row[name] != first[name]:
+                raise DatasetError(
+                    f"{file}: id {short(row['id'])!r} has {name} {first[name]!r} in {first['modality']} and "
+                    f"{row[name]!r} in {row['modality']}; expected one sample under one id; correct one"
+                )
+
+
+def _row(file: Path, line: int, row: dict[str, str], column: str | None) -> dict[str, str]:
+    modality = row[column] if column else ""
+    empty = [name for name in (*COLUMNS, *([column] if column else [])) if not row[name]]
     if empty:
         raise DatasetError(
             f"{file}: line {line} has no {empty[0]}; expected a value in every column; fill it in"
@@ -79,13 +130,18 @@ def _row(file: Path, line: int, row: dict[str, str]) -> dict[str, str]:
             f"{file}: line {line} has split {short(split)!r}; expected a name such as train, of letters, "
             "digits and _ . + -; correct it"
         )
+    if column and (not SPLIT_NAME.fullmatch(modality) or modality == "text"):
+        raise DatasetError(
+            f"{file}: line {line} has modality {short(modality)!r}; expected a name such as image or audio "
+            "(text is made from class names); correct it"
+        )
     key = row.get("id") or PurePath(row["path"]).as_posix()
     if PurePath(key).is_absolute():
         raise DatasetError(
             f"{file}: path {short(key)!r} is absolute; expected paths relative to the CSV, or a column id "
             "with a stable name; add the column id"
         )
-    return {"path": row["path"], "label": row["label"], "split": split, "id": key}
+    return {"path": row["path"], "label": row["label"], "split": split, "id": key, "modality": modality}
 
 
 def _check_classes(file: Path, rows: list[dict[str, str]]) -> None:

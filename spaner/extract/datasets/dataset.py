@@ -1,6 +1,6 @@
 """Data sets: what a reader hands to the extraction, and the registry of readers.
 
-A reader is a function ``read(argument, root, *, holdout, seed, allow_outside) -> Dataset``, named in
+A reader is a function ``read(argument, root, *, holdout, seed, allow_outside, …) -> Dataset``, named in
 ``DATASETS`` or by an installed package (entry-point group ``spaner.datasets``). ``argument`` is what follows
 the colon of the user's ``name:argument`` ("" without one), ``root`` is the folder of ``--data-root`` or None;
 a reader ignores what it does not need (``**_``). It lists files and labels; nothing is opened before its row
@@ -24,7 +24,7 @@ DATASETS: dict[str, str] = {
     "csv": "spaner.extract.datasets.csv_list:read",
     "digits": "spaner.extract.datasets.digits:read",
     "esc50": "spaner.extract.datasets.esc50:read",
-    "folder": "spaner.extract.datasets.folder:read",
+    "folder": "spaner.extract.datasets.modalities:read",
     "imagenet": "spaner.extract.datasets.imagenet:read",
     "imagenet-a": "spaner.extract.datasets.imagenet_shift:read_a",
     "imagenet-esc-19": "spaner.extract.datasets.esc50:read_imagenet_esc_19",
@@ -150,6 +150,7 @@ def read(
     holdout: float = 0.2,
     seed: int = 0,
     allow_outside: bool = False,
+    modality_column: str | None = None,
 ) -> Dataset:
     """Read a data set by the name a user types: ``digits``, ``imagenet``, ``folder:PATH``, ``csv:PATH`` …
 
@@ -167,7 +168,13 @@ def read(
     reader = registry.load(DATASETS, "dataset", name, DatasetError)
     place = root.expanduser() if root else None
     argument = str(Path(argument).expanduser()) if argument.startswith("~") else argument
-    found = reader(argument, place, holdout=holdout, seed=seed, allow_outside=allow_outside)
+    options = {"holdout": holdout, "seed": seed, "allow_outside": allow_outside}
+    found = reader(argument, place, **options, modality_column=modality_column)
+    if modality_column and found.ledger.get("modality column") != modality_column:
+        raise DatasetError(
+            f"--modality-column {modality_column}: {name} has no such column; expected csv:FILE with one; "
+            "leave it out"
+        )
     _check_lengths(found)
     return _without_empty_splits(found)
 

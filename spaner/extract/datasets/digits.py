@@ -1,19 +1,30 @@
-"""The embedded dataset: ten digits seen, named and heard, with nothing to download.
+"""The embedded dataset: ten digits in eight modalities, with nothing to download.
 
 Image: scikit-learn's 1,797 handwritten 8x8 scans, in three parts drawn once: a hundred on which the digits
-encoder was pretrained and that no split contains, 700 for "train", 997 for "test". Audio: the telephone's key
-tones, synthesised (see ``dtmf``), the same number for each digit. Text comes from the class names.
-The scans are real, the sounds are not: say so where their numbers are shown.
+encoder was pretrained and that no split contains, 700 for "train", 997 for "test". Text comes from the class
+names. Further views have a row for every scan, under its id, so that a sample is seen in many ways:
+
+    table     the scan's 64 intensities as numbers
+    strokes   points of its skeleton, a set without order (see ``strokes``)
+    path      the same points in an order in which a pen could have drawn them
+    speech    the digit said aloud, synthesised (``speech``)
+    morse     the digit keyed in Morse code, synthesised (``morse``)
+
+Audio: the telephone's key tones, synthesised (``dtmf``), the same number for each digit, under ids of their
+own. Scans and what is derived from them are real; speech, keying and tones share the digit with a scan and
+nothing else, and nobody made them: say so where their numbers are shown.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from spaner.extract.datasets import dtmf
+from spaner.extract.datasets import dtmf, morse, speech, strokes
 from spaner.extract.datasets.dataset import Dataset, Split
 
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -25,16 +36,15 @@ PRETRAINING, TRAIN = 100, 700
 
 
 def read(argument: str = "", root: Path | None = None, *, seed: int = 0, **_: object) -> Dataset:
-    """Read the embedded dataset; the seed draws the key tones' levels, durations and noise."""
-    train, test = parts()[1:]
-    splits = {
-        "image": {"train": _scans(train), "test": _scans(test)},
-        "audio": {"train": _tones(0, seed), "test": _tones(PRESSES, seed)},
-    }
+    """Read the embedded dataset; the seed draws what is synthesised: tones, voices, keying."""
+    rows = dict(zip(("train", "test"), parts()[1:], strict=True))
+    openers = {"image": _scan, **_views(seed)}
+    splits = {name: {part: _of_scans(each, rows[part]) for part in rows} for name, each in openers.items()}
+    splits["audio"] = {"train": _tones(0, seed), "test": _tones(PRESSES, seed)}
     ledger = {"images": "scikit-learn load_digits", "audio": f"synthesised DTMF tones, seed {seed}"}
-    return Dataset(
-        "digits", list(CLASS_NAMES), splits, dict.fromkeys(("image", "text", "audio"), "digits"), None, ledger
-    )
+    ledger |= {"speech": f"formant synthesis, seed {seed}", "morse": f"synthesised keying, seed {seed}"}
+    encoders = dict.fromkeys((*splits, "text"), "digits")
+    return Dataset("digits", list(CLASS_NAMES), splits, encoders, None, ledger)
 
 
 def parts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,13 +64,31 @@ def load() -> tuple[UInt8[np.ndarray, "N 8 8"], np.ndarray]:
     return np.round(scans * (255 / 16)).astype(np.uint8), np.asarray(labels, dtype=np.int32)
 
 
-def _scans(rows: np.ndarray) -> Split:
+@cache
+def _skeletons() -> np.ndarray:
+    return strokes.skeletons(load()[0])
+
+
+def _scan(number: int) -> Image.Image:
+    return Image.fromarray(load()[0][number]).convert("RGB")
+
+
+def _views(seed: int) -> dict[str, Callable[[int], Any]]:
+    """Scan number -> payload, of every view that a scan has beside its picture."""
     scans, labels = load()
-    return Split(
-        [f"scan/{row:04d}" for row in rows],
-        labels[rows],
-        lambda key: Image.fromarray(scans[int(key.removeprefix("scan/"))]).convert("RGB"),
-    )
+    return {
+        "table": lambda number: scans[number].ravel().astype(np.float32) / 255,
+        "strokes": lambda number: strokes.points(_skeletons()[number]),
+        "path": lambda number: strokes.path(_skeletons()[number]),
+        "speech": lambda number: (speech.clip(labels[number], f"speech/{number:04d}", seed), speech.RATE),
+        "morse": lambda number: morse.keying(labels[number], f"morse/{number:04d}", seed),
+    }
+
+
+def _of_scans(opener: Callable[[int], Any], rows: np.ndarray) -> Split:
+    """A row for each scan, under the scan's id."""
+    ids = [f"scan/{row:04d}" for row in rows]
+    return Split(ids, load()[1][rows], lambda key: opener(int(key.removeprefix("scan/"))))
 
 
 def _tones(first: int, seed: int) -> Split:

@@ -54,7 +54,7 @@ def read(
         return _dataset(base, names, splits, {"order": "sorted"}, left_out)
     classes = _classes(base, "", top, left_out)
     folders, names = _names(base, sorted(classes), left_out)
-    splits = _held_out(_split(base, classes, folders), holdout, seed)
+    splits = held_out(_split(base, classes, folders), holdout, seed)
     ledger = {"order": "sorted", "split": f"holdout {holdout} of each class, seed {seed}"}
     return _dataset(base, names, splits, ledger, left_out)
 
@@ -178,7 +178,7 @@ def _split(base: Path, classes: Classes, folders: list[str]) -> Split:
     return image_split(base, [key for key, _ in rows], np.array([label for _, label in rows]))
 
 
-def _held_out(split: Split, share: float, seed: int) -> dict[str, Split]:
+def held_out(split: Split, share: float, seed: int) -> dict[str, Split]:
     """Train and test: of each class ``share`` of the rows, at least one where it has two."""
     if not 0 <= share < 1:
         raise DatasetError(f"--holdout {share}: expected a share of 0 to below 1; type `--holdout 0.2`")

@@ -2,7 +2,8 @@
 
 `ImageTower` and `TextTower` share a 64-wide space, trained contrastively with a learned scale (as CLIP,
 arXiv:2103.00020); `ToneTower` was trained alone, to tell telephone keys apart, and keeps a 48-wide space of
-its own: the modality that joins later. Weights ship with the package; `digits_pretrain` makes them.
+its own: the modality that joins later. Weights ship with the package; `digits_pretrain` makes them. Further
+views of a digit have fixed random features instead of a tower (`digit_views`).
 
 Meant for demonstrations, tests and first steps offline. Not an encoder for anything but digits and key tones.
 """
@@ -25,6 +26,7 @@ from spaner.errors import EncoderError
 from spaner.extract.datasets import dtmf
 from spaner.extract.datasets.audio import PREPARATION, Recording, waveform
 from spaner.extract.datasets.images import random_crop
+from spaner.extract.encoders import digit_views
 from spaner.extract.encoders.text_tower import Marks, PromptTower
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
@@ -201,8 +203,9 @@ def load(
     device: str = "auto",
     seed: int = 0,
     **_: object,
-) -> DigitsImageEncoder | DigitsTextEncoder | ToneEncoder:
-    """Load one of the three towers with the shipped weights, or with random ones (by name only, seeded).
+) -> DigitsImageEncoder | DigitsTextEncoder | ToneEncoder | digit_views.RandomFeatures:
+    """Load one of the three towers with the shipped weights, or with random ones (by name only, seeded), or
+    the random features of a further view.
 
     Args:
         weights: "random", or anything that the other encoders default to ("openai", "shipped").
@@ -211,6 +214,8 @@ def load(
         EncoderError: a modality, weights or a precision that this encoder does not have.
     """
     _check(modality, weights, precision)
+    if modality in digit_views.VIEWS:  # not trained at all, so there is nothing to ship
+        return digit_views.load(modality, seed=seed if weights == "random" else 0)
     place = device_of(device)
     tower_class, encoder_class, dim = PARTS[modality]
     tensors = random_tensors(seed) if weights == "random" else load_file(WEIGHTS)
@@ -239,8 +244,8 @@ def text_tower(
     Raises:
         EncoderError: what `load` raises.
     """
-    loaded = load("text", weights=weights, precision=precision, device=device, seed=seed)
-    tower: Any = loaded.tower
+    loaded: Any = load("text", weights=weights, precision=precision, device=device, seed=seed)
+    tower = loaded.tower
     marks = Marks(START, END, PAD, ord("X"))
     sha256 = loaded.spec.weights_sha256
     return PromptTower(tower, tower, tower.embed, _bytes, marks, TEXT_BYTES, None, sha256)
@@ -251,8 +256,9 @@ def _bytes(text: str) -> list[int]:
 
 
 def _check(modality: str, weights: str, precision: str) -> None:
-    if modality not in PARTS:
-        raise EncoderError(f"--encoder digits: no encoder for {modality}; expected {', '.join(PARTS)}")
+    known = [*PARTS, *digit_views.VIEWS]
+    if modality not in known:
+        raise EncoderError(f"--encoder digits: no encoder for {modality}; expected {', '.join(known)}")
     if weights not in ("shipped", "openai", "random"):
         raise EncoderError(
             f"--pretrained {weights}: the digits encoder has only its own weights; "
