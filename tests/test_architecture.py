@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "spaner"
-MAY_IMPORT = {"cache": set(), "extract": {"cache"}, "align": {"cache"}, "cli": {"cache", "extract", "align"}}
+MAY_IMPORT = {
+    "cache": set(),
+    "extract": {"cache"},
+    "align": {"cache"},
+    "search": {"cache", "extract", "align"},
+    "cli": {"cache", "extract", "align", "search"},
+}
 
 #: Inside a room, left is imported by right. What lies in the room itself stands over its floors.
 FLOORS = {

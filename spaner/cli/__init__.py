@@ -15,6 +15,7 @@ from spaner.cli import (
     console,
     demo,
     doctor,
+    embed,
     extend,
     extract,
     models,
@@ -47,6 +48,7 @@ app.command("sweep", cls=options.SweepCommand)(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("extend")(extend.extend)
+app.command("embed")(embed.embed)
 app.command("report")(report.report)
 app.command("reproduce")(reproduce.reproduce)
 app.command("models")(models.models)

@@ -114,6 +114,13 @@ def size(count: int) -> str:
     return f"{count / 1000**power:.3g} {units[power]}"
 
 
+def shown(text: str) -> str:
+    """A name from a disk or a stranger as a terminal may see it: control characters are spelled out."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
+
+
 def table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
     """Print a table whose first column is words and whose other columns are numbers, right-aligned."""
     grid = Table(

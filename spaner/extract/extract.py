@@ -149,11 +149,19 @@ def _sizes(config: ExtractConfig, dataset: Dataset, tables: list[TablePlan]) -> 
 class Extraction:
     """One modality's tables through one encoder."""
 
-    def __init__(self, config: ExtractConfig, dataset: Dataset, encoder: Encoder, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: ExtractConfig,
+        dataset: Dataset,
+        encoder: Encoder,
+        progress: Progress,
+        exact: Callable[[str], Encoder] | None = None,
+    ) -> None:
         self.config = config
         self.dataset = dataset
         self.encoder = encoder
         self.progress = progress
+        self.exact = exact or partial(load, config, dataset, precision="float32")
         self.reference: Encoder | None = None
 
     def table(self, cache: Cache, table: TablePlan) -> TableSummary:
@@ -218,7 +226,7 @@ class Extraction:
     def _twin(self, modality: str) -> Encoder:
         """The same encoder in float32, for measuring agreement; loaded once."""
         if self.reference is None:
-            self.reference = load(self.config, self.dataset, modality, precision="float32")
+            self.reference = self.exact(modality)
         return self.reference
 
     def _summary(

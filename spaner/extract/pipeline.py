@@ -11,13 +11,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spaner.cache.cache import Writer
+from spaner.cache.manifest import Manifest
 from spaner.errors import EncoderError, SpanerError
 from spaner.extract.datasets.dataset import Split
 from spaner.extract.encoders.encoder import Encoder
@@ -43,6 +43,17 @@ class Batch:
     inputs: Any
     reasons: dict[int, str]
     last: bool
+
+
+class Sink(Protocol):
+    """Where rows go, chunk by chunk: a table's `Writer`, or memory."""
+
+    manifest: Manifest
+    pending: list[int]
+
+    def rows(self, chunk: int, /) -> slice: ...
+
+    def write(self, chunk: int, features: np.ndarray, /, *, reasons: dict[int, str]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def opened(split: Split, encoder: Encoder, views: int, seed: int) -> Callable[[i
     return load
 
 
-def fill(writer: Writer, feed: Feed, tick: Callable[[int], None]) -> None:
+def fill(writer: Sink, feed: Feed, tick: Callable[[int], None]) -> None:
     """Encode and write every pending chunk. ``tick`` is told the rows of each finished batch.
 
     Raises:
@@ -121,7 +132,7 @@ def fill(writer: Writer, feed: Feed, tick: Callable[[int], None]) -> None:
         saver.finish()
 
 
-def _batches(writer: Writer, feed: Feed, pool: ThreadPoolExecutor) -> Iterator[Batch]:
+def _batches(writer: Sink, feed: Feed, pool: ThreadPoolExecutor) -> Iterator[Batch]:
     spans = [(chunk, writer.rows(chunk)) for chunk in writer.pending]
     rows = (row for _, span in spans for row in range(span.start, span.stop))
     loaded = _mapped(pool, feed.load, rows, 2 * feed.size + 2)
@@ -161,7 +172,7 @@ def _ahead(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
 class Saver:
     """Gathers the batches of a chunk and writes it in a thread, one chunk at a time."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Sink) -> None:
         self.writer = writer
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None

@@ -5,19 +5,16 @@ can mend (damaged metadata, ids or labels) is named; ``spaner extract --overwrit
 """
 
 from pathlib import Path
-from typing import Any
 
 from spaner import registry
 from spaner.cache import cache as caches
 from spaner.cache.cache import Cache
-from spaner.cache.manifest import EncoderSpec, Manifest
 from spaner.cache.table import Table
-from spaner.errors import Corrupt, DatasetError, EncoderError, Mismatch, Unsealed
+from spaner.errors import Corrupt, DatasetError, Unsealed
 from spaner.extract import pipeline, texts
 from spaner.extract.datasets import images
 from spaner.extract.datasets.dataset import DATASETS, Split, read
-from spaner.extract.encoders import encoder as encoders
-from spaner.extract.encoders.encoder import Encoder
+from spaner.extract.encoders.rebuilt import rebuild
 from spaner.extract.summary import Summary, TableSummary
 from spaner.progress import Progress, no_progress
 
@@ -57,7 +54,14 @@ def repair(
     done: list[TableSummary] = []
     with images.quiet(), caches.create(path, name, class_names) as cache:
         for table in (cache.table(which) for which in broken):
-            encoder = _encoder(table.manifest, model, pretrained, device)
+            encoder = rebuild(
+                table.manifest.encoder,
+                table.name,
+                model=model,
+                weights=pretrained,
+                device=device,
+                seed=table.manifest.seed,
+            )
             again = broken[table.name]
             if table.manifest.modality == "text":
                 classes = texts.split(class_names, table.views)
@@ -142,53 +146,3 @@ def _source(table: Table, dataset: str | None, root: Path | None, *, allow_outsi
             f"{missing[0]!r}; expected the data set that was extracted; check --dataset and --data-root"
         )
     return Split(ids, table.labels, lambda key: place[key](key))
-
-
-def _audio_options(spec: EncoderSpec) -> dict[str, Any]:
-    """What ``spaner extract --audio-…`` said, read back from the spec."""
-    if spec.modality == "image":
-        return {
-            name: spec.preprocessing[name] for name in ("crop_scale", "feature") if name in spec.preprocessing
-        }
-    said = {"audio_mode": spec.mode} if spec.modality == "audio" else {}
-    names = ("feature", "seconds", "range") if said else ()
-    return said | {f"audio_{name}": spec.preprocessing[name] for name in names if name in spec.preprocessing}
-
-
-def _encoder(manifest: Manifest, model: str | None, pretrained: str | None, device: str) -> Encoder:
-    """The table's encoder, rebuilt and compared."""
-    spec = manifest.encoder
-    registered, _, architecture = spec.name.partition("/")
-    if registered not in encoders.names():
-        raise EncoderError(
-            f"{manifest.table}: its rows came from {spec.name!r}, which spaner cannot run; put your arrays "
-            f"in again"
-        )
-    if "@" in architecture and model is None:
-        raise EncoderError(
-            f"{manifest.table}: its model {architecture.partition('@')[0]} was a config file; "
-            "type `--model PATH/TO/CONFIG.json`"
-        )
-    if spec.weights.startswith("file:") and pretrained is None:
-        raise EncoderError(
-            f"{manifest.table}: its weights were the file {spec.weights[5:]}; type `--pretrained "
-            f"PATH/{spec.weights[5:]}`"
-        )
-    encoder = encoders.load(
-        registered,
-        manifest.modality,
-        model=model or architecture,
-        weights=pretrained or spec.weights,
-        precision=spec.precision,
-        device=device,
-        seed=manifest.seed,
-        **_audio_options(spec),
-    )
-    different = spec.same_encoder(encoder.spec)
-    if different:
-        field, (there, here) = next(iter(different.items()))
-        raise Mismatch(
-            f"{manifest.table} was made by another encoder: {field} {there!r} there, {here!r} here; "
-            "give the model and weights that made it"
-        )
-    return encoder

@@ -118,7 +118,9 @@ def known_columns(cache: Cache, manifest: Manifest) -> dict[int, np.ndarray]:
         if not name.startswith("text/") or name == manifest.table:
             continue
         table = cache.table(name)
-        if table.manifest.encoder != manifest.encoder or table.manifest.dtype != manifest.dtype:
+        there = table.manifest
+        same_rows = there.rows_sha256 == manifest.rows_sha256
+        if there.encoder != manifest.encoder or there.dtype != manifest.dtype or not same_rows:
             continue
         column = {template: view for view, template in enumerate(table.views)}
         shared = [view for view, template in enumerate(manifest.views) if template in column]

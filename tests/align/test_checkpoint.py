@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from spaner import cache as caches
 from spaner.align.train import run as checkpoint
+from spaner.align.train import run_folder
 from spaner.align.train.fit import fit
 from spaner.errors import Mismatch, RunError
 
@@ -129,7 +130,7 @@ def test_an_interrupted_save_leaves_the_old_run(run, folder, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_draw_history", interrupted)
+    monkeypatch.setattr(run_folder, "_draw_history", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dataclasses.replace(run, metrics={}).save(folder)
     assert (folder / "result.json").read_bytes() == before

@@ -15,6 +15,7 @@ from spaner import cache as caches
 from spaner.align.methods import method as methods
 from spaner.align.methods.loop import batch_numbers, pairs_of
 from spaner.align.methods.task import Task, Tools
+from spaner.align.score import calibration
 from spaner.align.score.evaluate import evaluate, evaluate_modalities, opened_cache
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.joint import trained_together
@@ -118,12 +119,22 @@ def finished(config: TrainConfig, model: Any, data: Task, receipt: Receipt, seco
         history=model.history,
         seconds=seconds,
         selection=receipt.to_json(),
+        temperature=_temperature(model, data),
         versions={
             "spaner": version("spaner"),
             "torch": torch.__version__,
             "arithmetic": _arithmetic(config, data),
         },
     )
+
+
+def _temperature(model: Any, data: Task) -> float | None:
+    """What turns the method's logits into probabilities on the validation rows; None where there are none."""
+    if data.validation is None or "text" not in data.queries:
+        return None
+    with torch.inference_mode():
+        logits = model.scores(data.validation.x[:, 0], data.query("text")).float().cpu().numpy()
+    return calibration.temperature(logits, data.validation.labels.numpy())
 
 
 def _arithmetic(config: TrainConfig, data: Task) -> str:

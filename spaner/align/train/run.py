@@ -1,26 +1,13 @@
-"""A trained run: the model, where it came from, and its folder on disk.
+"""A trained run: the model, where it came from, how to use it. Its folder on disk is the matter of
+`run_folder`.
 
-    <run>/model.safetensors   weights; resolved config, encoders and class names' hash in the metadata
-          config.json         every setting
-          loss.csv  loss.png  history per epoch
-          result.json         facts, metrics and where the cache lies, seen from this folder; schema
-          "spaner-run/1"; written last: with it the run is finished
-
-The folder appears at once: it is written beside its place, under a name of its own, and renamed; of two
-trainings into one place the last wins whole. The same run has the same bytes, whenever it is saved. Reading
-is strict: another schema, a missing tensor or a tensor too many, or a result that belongs to other weights is
-an error. Nothing here is pickled.
+A run embeds and scores what its frozen encoders have made already. With new files and words it calls what
+lies above this room, by name (`USES`), since the encoders are no business of `align`.
 """
 
-import csv
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,18 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from spaner import cache as caches
+from spaner import registry
 from spaner.align.methods import method as methods
 from spaner.align.methods.method import Prior, Space
 from spaner.align.methods.task import Facts, Query
+from spaner.align.train import run_folder
 from spaner.align.train.config import TrainConfig
 from spaner.device import fast_products
 from spaner.errors import Mismatch, RunError
 
-SCHEMA = "spaner-run/1"
+USES = {
+    "classify": "spaner.search.use:classify",
+    "embed_files": "spaner.search.use:embed_files",
+    "embed_text": "spaner.search.use:embed_text",
+}
+"""What is done with a run and new material; it needs the run's encoders."""
 
 
 @dataclass
@@ -50,7 +42,8 @@ class Run:
     one entry per epoch; `selection` is the receipt of `train.select`; `seconds` is the time of training
     alone; `metrics` is the result of `evaluate`, once there is one; `extensions` tells of modalities that
     joined afterwards (`align.extend`). `cache` is where the run was scored, for `spaner report`; on disk it
-    is relative to the run folder, so both can move together.
+    is relative to the run folder, so both can move together. `temperature` is what logits are divided by
+    before they become probabilities, fitted on validation rows; None where there were none.
     """
 
     config: TrainConfig
@@ -69,6 +62,19 @@ class Run:
     extensions: list[dict[str, Any]] = field(default_factory=list)
     cache: Path | None = None
     selection: dict[str, Any] = field(default_factory=dict)
+    temperature: float | None = None
+
+    def embed_files(self, *paths: str | Path, **options: Any) -> Any:
+        """Pictures and sounds -> unit vectors of the space: `search.use.embed_files`."""
+        return _use("embed_files")(self, paths, **options)
+
+    def embed_text(self, texts: Sequence[str], **options: Any) -> Any:
+        """Strings -> unit vectors (N, E) of the space: `search.use.embed_text`."""
+        return _use("embed_text")(self, texts, **options)
+
+    def classify(self, *paths: str | Path, **options: Any) -> Any:
+        """Pictures and sounds -> a probability for each class: `search.use.classify`."""
+        return _use("classify")(self, paths, **options)
 
     def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N E"]:
         """Embeddings of the frozen encoder, of any length -> unit vectors of the shared space, float32.
@@ -178,11 +184,12 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What result.json holds, besides the way to the cache."""
         return {
-            "schema": SCHEMA,
+            "schema": run_folder.SCHEMA,
             "config": self.config.to_json(),
             **self.facts(),
             "class_names": list(self.class_names),
             "selection": self.selection,
+            "temperature": self.temperature,
             "metrics": self.metrics,
             "extensions": self.extensions,
         }
@@ -200,54 +207,13 @@ class Run:
             RunError: the folder holds something that is not a run.
         """
         folder = Path(folder)
-        _refuse_foreign(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-        try:
-            part.chmod(0o755)  # mkdtemp's is for its owner alone
-            result = self.result | _way_to(self.cache, folder)
-            facts = json.dumps(_tied(result), sort_keys=True)
-            save_file(self.model.state(), part / "model.safetensors", {"spaner": facts})
-            _write_json(part / "config.json", self.config.to_json())
-            if self.history:
-                _write_history(part / "loss.csv", self.history)
-                _draw_history(part / "loss.png", self.history, f"{self.dataset}, {self.config.title}")
-            _write_json(part / "result.json", result)
-            _replace(folder, part)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        result = self.result | run_folder.way_to(self.cache, folder) | {"history": self.history}
+        run_folder.write(folder, self.model.state(), result, f"{self.dataset}, {self.config.title}")
         return folder
 
 
-def load(folder: str | Path) -> Run:
-    """Read a run folder.
-
-    Raises:
-        RunError: no such folder, not a run, unfinished, another schema, damaged or incomplete weights.
-    """
-    folder = Path(folder)
-    result = _read_result(folder)
-    state = _read_weights(folder / "model.safetensors", result)
-    run = Run(
-        config=TrainConfig.from_json(result["config"]),
-        model=None,
-        class_names=tuple(result["class_names"]),
-        encoders={
-            modality: caches.EncoderSpec.from_json(spec) for modality, spec in result["encoders"].items()
-        },
-        history=_read_history(folder / "loss.csv") if result["final"] else [],
-        cache=(folder / result["cache"]).resolve() if result.get("cache") else None,
-        selection=result.get("selection", {}),
-        **{name: result[name] for name in PLAIN},
-    )
-    try:
-        run.model = methods.method(run.config.method).restore(state, run.config, run.facts_of_method)
-    except RunError as error:
-        raise RunError(
-            f"{folder / 'model.safetensors'}: {error}; use the version of spaner that wrote it"
-        ) from None
-    run.model.history = run.history
-    return run
+def _use(name: str) -> Callable[..., Any]:
+    return registry.load(USES, "use", name, RunError)
 
 
 #: What result.json holds as the run does.
@@ -263,129 +229,33 @@ PLAIN = (
     "extensions",
 )
 
-#: What the weights say of themselves, so that a result of other weights is noticed.
-TIED = (
-    "class_names",
-    "config",
-    "dataset",
-    "widths",
-    "logit_scale",
-    "encoders",
-    "draw",
-    "tables",
-    "extensions",
-    "seconds",
-)
 
+def load(folder: str | Path) -> Run:
+    """Read a run folder.
 
-def _tied(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"schema": SCHEMA, **{name: result[name] for name in TIED}}
-
-
-def _way_to(cache: Path | None, folder: Path) -> dict[str, str]:
-    """The cache as seen from the run folder: never an absolute path."""
-    return {} if cache is None else {"cache": os.path.relpath(cache.resolve(), folder.resolve())}
-
-
-def _read_result(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise RunError(f"no run folder at {folder}; make one with `spaner train`")
-    if not (folder / "result.json").exists():
-        known = (folder / "model.safetensors").exists()
-        state = "is an unfinished run" if known else "is not a run folder"
-        raise RunError(f"{folder} {state}: it has no result.json; run `spaner train` again")
+    Raises:
+        RunError: no such folder, not a run, unfinished, another schema, damaged or incomplete weights.
+    """
+    folder = Path(folder)
+    result, state, history = run_folder.read(folder)
+    run = Run(
+        config=TrainConfig.from_json(result["config"]),
+        model=None,
+        class_names=tuple(result["class_names"]),
+        encoders={
+            modality: caches.EncoderSpec.from_json(spec) for modality, spec in result["encoders"].items()
+        },
+        history=history,
+        cache=(folder / result["cache"]).resolve() if result.get("cache") else None,
+        selection=result.get("selection", {}),
+        temperature=result.get("temperature"),
+        **{name: result[name] for name in PLAIN},
+    )
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        schema = result.get("schema")
-    except (ValueError, AttributeError):
-        raise RunError(f"{folder}/result.json is not a result in JSON; run `spaner train` again") from None
-    if schema != SCHEMA:
+        run.model = methods.method(run.config.method).restore(state, run.config, run.facts_of_method)
+    except RunError as error:
         raise RunError(
-            f"{folder} has schema {schema!r}; expected {SCHEMA!r}; use the version of spaner that wrote it"
-        )
-    return result
-
-
-def _read_weights(file: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of a run, if they are those that the result speaks of."""
-    try:
-        with safe_open(file, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-            facts = (stored.metadata() or {}).get("spaner")
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{file} cannot be read: {error}; run `spaner train` again") from None
-    # runs of the first version spread their facts over several entries and had no such tie
-    if facts is not None and json.loads(facts) != json.loads(json.dumps(_tied(result))):
-        raise RunError(
-            f"{file} and result.json beside it belong to different trainings; expected one; "
-            "run `spaner train` again"
-        )
-    return tensors
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "result.json").exists())
-    ):
-        raise RunError(f"{folder} exists and is not a run folder; choose another place with --out")
-
-
-def _replace(folder: Path, part: Path) -> None:
-    """Put `part` in the folder's place. Where another process does the same, each moves aside what it
-    finds."""
-    while True:
-        aside = part.with_suffix(".old")
-        with suppress(FileNotFoundError):
-            folder.replace(aside)
-        try:
-            part.replace(folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            continue  # another training put its run there in between
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        return
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_history(file: Path, history: list[dict[str, float]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def _read_history(file: Path) -> list[dict[str, float]]:
-    try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
-    except (OSError, TypeError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}; run `spaner train` again") from None
-
-
-def _draw_history(file: Path, history: list[dict[str, float]], title: str) -> None:
-    """The losses over the epochs, as a picture."""
-    from matplotlib.figure import Figure  # slow to import; pyplot would bring global state and windows
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    epochs = [entry["epoch"] for entry in history]
-    labels = {"loss": "loss L", "align": "alignment, f", "ca": "cross-attention, z"}
-    for name, label in labels.items():
-        if name in history[0]:
-            axes.plot(
-                epochs,
-                [entry[name] for entry in history],
-                label=label,
-                marker="." if len(epochs) < 3 else None,
-            )
-    axes.set(xlabel="epoch", ylabel="cross entropy (nats)", title=title, ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(file)
+            f"{folder / 'model.safetensors'}: {error}; use the version of spaner that wrote it"
+        ) from None
+    run.model.history = run.history
+    return run

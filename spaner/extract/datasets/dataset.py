@@ -175,11 +175,12 @@ def read(
             f"--modality-column {modality_column}: {name} has no such column; expected csv:FILE with one; "
             "leave it out"
         )
-    _check_lengths(found)
+    check_lengths(found)
     return _without_empty_splits(found)
 
 
-def _check_lengths(dataset: Dataset) -> None:
+def check_lengths(dataset: Dataset) -> None:
+    """Raise DatasetError where an id or class name is longer than `LONGEST`."""
     named = {"class": dataset.class_names}
     named |= {f"{m}/{s}": rows.ids for m, splits in dataset.splits.items() for s, rows in splits.items()}
     for what, texts in named.items():

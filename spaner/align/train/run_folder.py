@@ -1,0 +1,202 @@
+"""A run's folder on disk, as plain values: what lies in it, how it appears at once, how it is read strictly.
+
+    <run>/model.safetensors   weights; resolved config, encoders and class names' hash in the metadata
+          config.json         every setting
+          loss.csv  loss.png  history per epoch
+          result.json         facts, metrics and where the cache lies, seen from this folder; schema
+          "spaner-run/1"; written last: with it the run is finished
+
+The folder is written beside its place, under a name of its own, and renamed; of two trainings into one place
+the last wins whole. The same run has the same bytes, whenever it is saved. Another schema, a damaged file, or
+a result that belongs to other weights is an error. Nothing here is pickled, and nothing knows a method.
+"""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from spaner.errors import RunError
+
+SCHEMA = "spaner-run/1"
+
+#: What the weights say of themselves, so that a result of other weights is noticed.
+TIED = (
+    "class_names",
+    "config",
+    "dataset",
+    "widths",
+    "logit_scale",
+    "encoders",
+    "draw",
+    "tables",
+    "extensions",
+    "seconds",
+)
+
+
+def write(folder: Path, state: Mapping[str, torch.Tensor], result: Mapping[str, Any], title: str) -> None:
+    """Write the run folder at once, replacing an older run of that name.
+
+    Args:
+        result: what result.json will hold; its history, under "history", goes into files of its own.
+
+    Raises:
+        RunError: the folder holds something that is not a run.
+    """
+    refuse_foreign(folder)
+    result = dict(result)
+    history = result.pop("history")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        part.chmod(0o755)  # mkdtemp's is for its owner alone
+        save_file(
+            dict(state),
+            part / "model.safetensors",
+            {"spaner": json.dumps(_tied(result), sort_keys=True)},
+        )
+        _write_json(part / "config.json", result["config"])
+        if history:
+            _write_history(part / "loss.csv", history)
+            _draw_history(part / "loss.png", history, title)
+        _write_json(part / "result.json", result)
+        _replace(folder, part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[dict[str, float]]]:
+    """What result.json says, the tensors, and the history of a finished run.
+
+    Raises:
+        RunError: no such folder, not a run, unfinished, another schema, damaged or incomplete weights.
+    """
+    result = read_result(folder)
+    state = _read_weights(folder / "model.safetensors", result)
+    return result, state, _read_history(folder / "loss.csv") if result["final"] else []
+
+
+def _tied(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": SCHEMA, **{name: result[name] for name in TIED}}
+
+
+def way_to(cache: Path | None, folder: Path) -> dict[str, str]:
+    """The cache as seen from the run folder: never an absolute path."""
+    return {} if cache is None else {"cache": os.path.relpath(cache.resolve(), folder.resolve())}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What result.json of a finished run says; RunError as for `read`."""
+    if not folder.is_dir():
+        raise RunError(f"no run folder at {folder}; make one with `spaner train`")
+    if not (folder / "result.json").exists():
+        known = (folder / "model.safetensors").exists()
+        state = "is an unfinished run" if known else "is not a run folder"
+        raise RunError(f"{folder} {state}: it has no result.json; run `spaner train` again")
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        schema = result.get("schema")
+    except (ValueError, AttributeError):
+        raise RunError(f"{folder}/result.json is not a result in JSON; run `spaner train` again") from None
+    if schema != SCHEMA:
+        raise RunError(
+            f"{folder} has schema {schema!r}; expected {SCHEMA!r}; use the version of spaner that wrote it"
+        )
+    return result
+
+
+def _read_weights(file: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a run, if they are those that the result speaks of."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            facts = (stored.metadata() or {}).get("spaner")
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file} cannot be read: {error}; run `spaner train` again") from None
+    # runs of the first version spread their facts over several entries and had no such tie
+    if facts is not None and json.loads(facts) != json.loads(json.dumps(_tied(result))):
+        raise RunError(
+            f"{file} and result.json beside it belong to different trainings; expected one; "
+            "run `spaner train` again"
+        )
+    return tensors
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise RunError where the folder holds something that is not a run."""
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "result.json").exists())
+    ):
+        raise RunError(f"{folder} exists and is not a run folder; choose another place with --out")
+
+
+def _replace(folder: Path, part: Path) -> None:
+    """Put `part` in the folder's place. Where another process does the same, each moves aside what it
+    finds."""
+    while True:
+        aside = part.with_suffix(".old")
+        with suppress(FileNotFoundError):
+            folder.replace(aside)
+        try:
+            part.replace(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            continue  # another training put its run there in between
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_history(file: Path, history: list[dict[str, float]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _read_history(file: Path) -> list[dict[str, float]]:
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    except (OSError, TypeError, ValueError) as error:
+        raise RunError(f"{file} cannot be read: {error}; run `spaner train` again") from None
+
+
+def _draw_history(file: Path, history: list[dict[str, float]], title: str) -> None:
+    """The losses over the epochs, as a picture."""
+    from matplotlib.figure import Figure  # slow to import; pyplot would bring global state and windows
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    epochs = [entry["epoch"] for entry in history]
+    labels = {"loss": "loss L", "align": "alignment, f", "ca": "cross-attention, z"}
+    for name, label in labels.items():
+        if name in history[0]:
+            axes.plot(
+                epochs,
+                [entry[name] for entry in history],
+                label=label,
+                marker="." if len(epochs) < 3 else None,
+            )
+    axes.set(xlabel="epoch", ylabel="cross entropy (nats)", title=title, ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(file)
