@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from spaner.cli import (
+    ablate,
     cache,
     compare,
     console,
@@ -53,6 +54,7 @@ app.command("report")(report.report)
 app.command("reproduce")(reproduce.reproduce)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
+app.add_typer(ablate.app, name="ablate")
 app.add_typer(cache.app, name="cache")
 
 

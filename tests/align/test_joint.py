@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align.methods import loop
+from spaner.align.methods import loop, spaner
 from spaner.align.methods.spaner import Spaner
 from spaner.align.score.evaluate import evaluate_modalities
 from spaner.align.train import run as checkpoint
@@ -140,7 +140,7 @@ def test_rows_of_a_class_are_drawn_from_all_of_it(cache):
 
 def test_a_missing_row_teaches_nothing():
     """The loss and its slopes are those of a batch in which the other modalities' pairs are all there is."""
-    model = Spaner({"image": 24, "text": 24, "audio": 24}, logit_scale=20.0, heads=4)
+    model = Spaner({"image": 24, "text": 24, "audio": 24}, logit_scale=20.0, heads=4, pair="id")
     rng = torch.Generator().manual_seed(0)
     x, t, a = torch.randn(3, 6, 24, generator=rng).unbind()
     labels = torch.arange(6)
@@ -152,6 +152,28 @@ def test_a_missing_row_teaches_nothing():
     assert model.loss({"image": x, "text": t, "audio": a}, labels)["loss"].item() != pytest.approx(
         two, rel=1e-3
     )
+
+
+@pytest.mark.parametrize("own", [{}, {"pool": "input"}, {"project": "input", "attend": "prompt"}])
+def test_aligners_run_as_one_are_the_aligners_one_by_one(monkeypatch, own):
+    """Losses and slopes, with rows missing, in float64."""
+    rng = torch.Generator().manual_seed(0)
+    widths = {"image": 24, "text": 24, "audio": 13, "touch": 7}
+    batch = {n: torch.randn(11, w, generator=rng, dtype=torch.float64) for n, w in widths.items()}
+    batch["audio"][3], batch["touch"][:10] = 0, 0
+    found = []
+    for most in (0, 1 << 20):
+        monkeypatch.setattr(spaner, "TOGETHER", most)
+        model = Spaner(widths, logit_scale=20.0, heads=4, pair="id", **own).double()
+        loss = model.loss(batch, torch.arange(11))["loss"]
+        loss.backward()
+        slopes = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((loss.item(), slopes))
+    (apart, one), (joined, other) = found
+    assert joined == pytest.approx(apart, rel=1e-12)
+    assert one.keys() == other.keys()
+    for name, slope in one.items():
+        torch.testing.assert_close(other[name], slope, rtol=1e-9, atol=1e-12)
 
 
 def test_cells_of_a_stack_are_joint_runs_too(cache):

@@ -17,6 +17,7 @@ Differs from the reference in: nothing. Where the paper contradicts itself both 
 `AttentionAligner`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -80,6 +81,26 @@ class AttentionAligner(nn.Module):
             strongest = prompt.max(0).values
             z = torch.where(strongest > x, strongest, x)
         return self.proj(attended + x if self.project == "residual" else x), z
+
+    @staticmethod
+    def together(
+        aligners: "Sequence[AttentionAligner]", x: Float[Tensor, "M B D"], prompts: Float[Tensor, "M P D"]
+    ) -> tuple[Float[Tensor, "M B E"], Float[Tensor, "M B D"]]:
+        """Several aligners of one shape as one program, each on its own embeddings and prompt: batched
+        products instead of a call for each, equal to them within rounding."""
+        like, attn = aligners[0], [each.attn for each in aligners]
+        weights = (
+            torch.stack([each.in_proj_weight for each in attn]),
+            torch.stack([each.in_proj_bias for each in attn]),
+            torch.stack([each.out_proj.weight for each in attn]),
+        )
+        bias = torch.stack([each.out_proj.bias for each in attn])[:, None]
+        attended, z = (each + bias for each in closed_form(x, prompts, *weights, like.heads, like.attend))
+        if like.pool == "input":
+            z = torch.maximum(prompts.max(1).values[:, None], x)
+        project = torch.stack([each.proj.weight for each in aligners])
+        offset = torch.stack([each.proj.bias for each in aligners])[:, None]
+        return torch.baddbmm(offset, attended + x if like.project == "residual" else x, project.mT), z
 
     def _attend_and_pool(
         self, x: Float[Tensor, "B D"], prompt: Float[Tensor, "P D"]

@@ -19,6 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+ABSENT = -1e9
+"""The logit of what is missing. It is finite: a row in which all is missing has a slope, which counts for
+nothing."""
+
 
 def contrastive(
     a: Float[Tensor, "B E"],
@@ -71,6 +75,8 @@ def pairs(
             samples is left out of the mean.
         options: `direction` and `labels` of `contrastive`.
     """
+    if len(vectors) > 2 and options.get("labels") is None and options.get("direction", "both") == "both":
+        return _pairs_in_blocks(vectors, logit_scale, present)
     unit = [F.normalize(each, dim=1) for each in vectors]  # once, not once a pair
     scaled = [logit_scale * each for each in unit[:-1]]
     both = [None if present is None else present[i] & present[j] for i, j in modality_pairs(len(vectors))]
@@ -82,6 +88,33 @@ def pairs(
     if present is None:
         return total / len(terms)
     counted = torch.stack([rows.sum() > 1 for rows in both if rows is not None]).sum()
+    return total / counted.clamp(min=1)
+
+
+def _pairs_in_blocks(
+    vectors: Sequence[Float[Tensor, "B E"]],
+    logit_scale: float | Float[Tensor, ""],
+    present: Bool[Tensor, "M B"] | None,
+) -> Float[Tensor, ""]:
+    """`pairs` with both directions, where each modality meets all later ones in one product.
+
+    -log softmax of the diagonal is logsumexp minus the diagonal: nothing of the size of the logits is kept
+    beside them. What is missing gets `ABSENT` as its logit and the weight 0.
+    """
+    unit = F.normalize(torch.stack(list(vectors)), dim=2)
+    total, counted = unit.new_zeros(()), unit.new_zeros(())
+    for i in range(len(vectors) - 1):
+        logits = torch.matmul(logit_scale * unit[i], unit[i + 1 :].mT)  # (R, B, B)
+        right = logits.diagonal(dim1=1, dim2=2)
+        if present is None:
+            cost = logits.logsumexp(2) + logits.logsumexp(1) - 2 * right
+            total, counted = total + cost.mean(1).sum() / 2, counted + len(logits)
+            continue
+        both = present[i] & present[i + 1 :]  # (R, B)
+        logits = logits.masked_fill(~(both[:, None] & both[:, :, None]), ABSENT)
+        cost = (logits.logsumexp(2) + logits.logsumexp(1) - 2 * right).masked_fill(~both, 0)
+        total = total + (cost.sum(1) / both.sum(1).clamp(min=1)).sum() / 2
+        counted = counted + (both.sum(1) > 1).sum()
     return total / counted.clamp(min=1)
 
 

@@ -41,6 +41,7 @@ METHODS = {
 ALIGNERS = {
     "attention": "spaner.align.methods.attention:AttentionAligner",
     "hyena": "spaner.align.methods.hyena:HyenaAligner",
+    "linear": "spaner.align.methods.linear:LinearAligner",
 }
 
 

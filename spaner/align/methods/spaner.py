@@ -46,14 +46,20 @@ from spaner.errors import RecipeError
 from spaner.registry import check as check_name
 from spaner.settings import check, option
 
+TOGETHER = 1 << 15
+"""Numbers of a modality's batch up to which aligners are run as one program (`benchmarks/modalities.py`)."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """SPANER's own settings; the letters are the paper's."""
 
-    prompt_length: int = option(2, "Prompt tokens P, shared by all modalities.", low=1)
+    prompt: Literal["shared", "own", "frozen"] = option(
+        "shared", "Whose prompt: one for all modalities, one for each, or the untrained start."
+    )
+    prompt_length: int = option(2, "Prompt tokens P; 0: attention of a sample with itself.", low=0)
     prompt_std: float = option(0.02, "Standard deviation of the initial prompt; 1 collapses training.", low=0)
-    aligner: str = option("attention", "Aligner of each modality: attention or hyena.")
+    aligner: str = option("attention", "Aligner of each modality: attention, hyena or linear.")
     heads: int = option(8, "Attention heads H; must divide the embedding width.", low=1, axis="head_counts")
     out_dim: int | None = option(None, "Width E of the shared space; default: the embedding width.", low=1)
     attend: Literal["all", "prompt"] = option(
@@ -155,8 +161,14 @@ class Spaner(nn.Module):
                 f"blend={self.own.blend} mixes embeddings of width {self.dim} into a space of width "
                 f"{self.out_dim}; use out_dim={self.dim} or blend=0"
             )
-        with _own_randomness(seed, "prompt"):
-            self.prompt = nn.Parameter(torch.randn(self.own.prompt_length, self.dim) * self.own.prompt_std)
+        if not self.own.prompt_length and (self.own.attend == "prompt" or self.own.aligner == "hyena"):
+            raise RecipeError(
+                f"prompt_length is 0, and aligner={self.own.aligner} with attend={self.own.attend} looks at "
+                "a prompt; expected 1 or more; use prompt_length=2"
+            )
+        self.prompts = nn.ParameterDict()
+        if self.own.prompt != "own":
+            self.prompt = self._drawn_prompt("prompt", seed, trained=self.own.prompt == "shared")
         self.aligners, self.inputs = nn.ModuleDict(), nn.ModuleDict()
         for modality, width in widths.items():
             self._add(modality, width, seed)
@@ -203,16 +215,28 @@ class Spaner(nn.Module):
         """A copy that one modality joins; nothing but its aligner and input map takes a gradient."""
         model = copy.deepcopy(self).train()
         model.requires_grad_(requires_grad=False)
-        for parts in (model.aligners, model.inputs):
+        for parts in (model.aligners, model.inputs, model.prompts):
             if modality in parts:
                 del parts[modality]
         model.newcomers.add(modality)
         model._add(modality, width, seed)
         return model
 
+    def _drawn_prompt(self, part: str, seed: int, *, trained: bool = True) -> nn.Parameter:
+        with _own_randomness(seed, part):
+            start = torch.randn(self.own.prompt_length, self.dim) * self.own.prompt_std
+        return nn.Parameter(start, requires_grad=trained)
+
+    def prompt_of(self, modality: str) -> Float[Tensor, "P D"]:
+        """S, or the modality's own."""
+        return self.prompts[modality] if self.own.prompt == "own" else self.prompt
+
     def _add(self, modality: str, width: int, seed: int) -> None:
-        """Give a modality its aligner, and a map from `width` into D where they differ."""
+        """Give a modality its aligner, a map from `width` into D where they differ, and its prompt where
+        each has one."""
         own = self.own
+        if own.prompt == "own":
+            self.prompts[modality] = self._drawn_prompt(f"prompt/{modality}", seed)
         with _own_randomness(seed, modality):
             aligner = methods.aligner(own.aligner)(
                 self.dim, self.out_dim, heads=own.heads, attend=own.attend, pool=own.pool, project=own.project
@@ -233,7 +257,7 @@ class Spaner(nn.Module):
         self, modality: str, x: Float[Tensor, "B M"]
     ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B D"]]:
         """f (eq. 2) and z (eq. 3), neither normalised."""
-        return self.aligners[modality](self.tokens(modality, x), self.prompt)
+        return self.aligners[modality](self.tokens(modality, x), self.prompt_of(modality))
 
     def stacked_numbers(self) -> dict[str, float]:
         """What `loss` takes as tensors too, so that models which differ in it can be trained as one."""
@@ -247,13 +271,14 @@ class Spaner(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """L, its two terms, and the share of samples whose class occurs twice.
 
-        `batch` holds two modalities or more; a row of zeros is a row that is missing.
+        `batch` holds two modalities or more; with pair="id" a row of zeros is a row that is missing.
         `numbers` replace those of `stacked_numbers` by tensors: models trained as one have each their own.
         """
         lam, scale = numbers.get("lam", self.own.lam), numbers.get("logit_scale", self.logit_scale)
-        found = [self(modality, x) for modality, x in batch.items()]
+        found = self._aligned(batch)
         exact = torch.promote_types(found[0][0].dtype, torch.float32)  # bfloat16 rounds cosines to 1/256
-        present = None if len(found) == 2 else torch.stack([(x != 0).any(1) for x in batch.values()])
+        whole = self.own.pair == "class" or (len(batch) == 2 and "text" in batch)
+        present = None if whole else torch.stack([(x != 0).any(1) for x in batch.values()])
         with torch.autocast(found[0][0].device.type, enabled=False):
             positives = labels if self.own.targets == "class" else None
             options = {"direction": self._asks(list(batch)), "labels": positives}
@@ -266,6 +291,18 @@ class Spaner(nn.Module):
             "ca": pooled,
             "collision_rate": collision_rate(labels),
         }
+
+    def _aligned(self, batch: Mapping[str, Float[Tensor, "B M"]]) -> list[tuple[Tensor, Tensor]]:
+        """f and z of every modality; of three and more in one program where the aligner offers it and calls
+        cost more than copying its weights beside each other."""
+        aligners = [self.aligners[modality] for modality in batch]
+        together = getattr(aligners[0], "together", None)
+        numbers = len(next(iter(batch.values()))) * self.dim
+        if together is None or len(batch) < 3 or numbers > TOGETHER:
+            return [self(modality, x) for modality, x in batch.items()]
+        x = torch.stack([self.tokens(modality, rows) for modality, rows in batch.items()])
+        f, z = together(aligners, x, torch.stack([self.prompt_of(modality) for modality in batch]))
+        return list(zip(f.unbind(), z.unbind(), strict=True))
 
     def _asks(self, modalities: list[str]) -> Literal["both", "first", "second"]:
         """Which side of a pair asks. A modality named by `direction` that is not in the pair asks nothing, so
@@ -288,7 +325,7 @@ class Spaner(nn.Module):
     def embed(self, modality: str, x: Float[Tensor, "N M"]) -> Float[Tensor, "N E"]:
         """Unit vectors of the shared space, the frozen embedding of the core's modalities blended in."""
         x = self.tokens(modality, x)
-        f = F.normalize(self.aligners[modality](x, self.prompt)[0], dim=1)
+        f = F.normalize(self.aligners[modality](x, self.prompt_of(modality))[0], dim=1)
         if not self.own.blend or modality in self.newcomers:
             return f
         return F.normalize((1 - self.own.blend) * f + self.own.blend * x, dim=1)

@@ -21,7 +21,7 @@ INK = 112
 
 def skeletons(scans: UInt8[np.ndarray, "N H W"]) -> Bool[np.ndarray, "N h w"]:
     """The lines of every scan, enlarged; thinned side by side until nothing changes."""
-    ink = zoom(scans.astype(np.float32), (1, ENLARGED, ENLARGED), order=1) >= INK
+    ink = np.asarray(zoom(scans.astype(np.float32), (1, ENLARGED, ENLARGED), order=1)) >= INK
     lines = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
     while True:
         before = lines.sum()
