@@ -8,7 +8,7 @@ import typer
 
 from spaner.cli import console
 from spaner.cli.options import parse
-from spaner.cli.sweep import pair, refuse_failed
+from spaner.cli.sweep import refuse_failed
 
 if TYPE_CHECKING:
     from spaner.align.train.compare import Comparison
@@ -71,7 +71,7 @@ def compare(
     several = len(found) > 1
     blocks = [*found, comparing.average(found, out or Path("compare"))] if several else found
     if json:
-        console.dump([{"data": block.name, "rows": block.rows} for block in blocks])
+        console.dump([{"data": block.name, "rows": block.told} for block in blocks])
     else:
         print_comparison(blocks)
     for block in found:
@@ -100,15 +100,15 @@ def _line(row: dict[str, Any]) -> list[str]:
     name = row["method"] + (f" ({row['failed']} failed)" if row["failed"] else "")
     if not row["cells"]:
         return [name, str(row["shots"]), *["–"] * (len(COLUMNS) - 2)]
-    many = row["cells"] > 1
-    parameters, seconds = row["parameters"], row["seconds"]
+    from spaner.align.report.table import told
+
     return [
         name,
         str(row["shots"]),
-        *(pair(row[key], 100, 1, many) for key in ("text", "semantic", "gap")),
-        *(pair(row[key], 1, 3, many) for key in ("cosine", "margin")),
-        *(pair(row[key], 100, 1, many) for key in ("ece", "shift")),
-        f"{parameters[0]:,.0f}",
-        f"{seconds[0]:.2f}",
+        *(told(row[key], "percent") for key in ("text", "semantic", "gap")),
+        *(told(row[key], "cosine") for key in ("cosine", "margin")),
+        *(told(row[key], "percent") for key in ("ece", "shift")),
+        f"{row['parameters'].value:,.0f}",
+        f"{row['seconds'].value:.2f}",
         row["chosen"] or "–",
     ]

@@ -93,17 +93,14 @@ def show(made: Any) -> None:
 
 def print_table(table: Any) -> None:
     """A report's table on the terminal; published rows are marked, deviations stand beside their means."""
-    from spaner.align.report.table import APART, OURS, bounds, text
-
-    def cell(value: Any, unit: str) -> str:
-        return " ".join(filter(None, [text(value, unit), bounds(value, unit)]))
+    from spaner.align.report.table import APART, OURS, told
 
     def name(row: Any) -> str:
         mark = ", not comparable" if row.mark == APART else ""
         return row.name if row.mark == OURS else f"  published: {row.name}{mark}"
 
     rows = [
-        [name(row), *(cell(row.numbers.get(column.key), column.unit) for column in table.columns)]
+        [name(row), *(told(row.numbers.get(column.key), column.unit) for column in table.columns)]
         for row in table.rows
     ]
     console.table([table.first, *(column.title for column in table.columns)], rows)

@@ -78,10 +78,10 @@ def draw(results: Sequence[dict[str, Any]], folder: Path) -> Path | None:
     done = [r for r in results if r["status"] == "ok"]
     if len({r["config"].get("prompt_length") for r in done}) < 2:
         return None
-    from spaner.align.report.figures import prompt_length_figure
+    from spaner.align.report.charts import length_drawing
+    from spaner.align.report.drawing import write
 
-    prompt_length_figure(done, folder / "prompt_length.png")
-    return folder / "prompt_length.png"
+    return write(length_drawing("prompt_length", done), folder)[0]
 
 
 def print_summary(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> None:
@@ -97,19 +97,11 @@ def _line(row: dict[str, Any], shown: Sequence[str]) -> list[str]:
     cells = str(row["cells"]) + (f" ({row['failed']} failed)" if row["failed"] else "")
     if not row["cells"]:
         return [name, cells, *["–"] * 6]
-    many = row["cells"] > 1
-    accuracies = [pair(row[k], 100, 1, many) for k in ("text", "semantic", "gap")]
+    from spaner.align.report.table import told
+
     return [
         name,
         cells,
-        *accuracies,
-        *(pair(row[k], 1, 3, many) for k in ("text_cosine", "semantic_cosine", "margin")),
+        *(told(row[key], "percent") for key in ("text", "semantic", "gap")),
+        *(told(row[key], "cosine") for key in ("text_cosine", "semantic_cosine", "margin")),
     ]
-
-
-def pair(value: tuple[float, float] | None, scale: float, digits: int, many: bool) -> str:  # noqa: FBT001
-    if value is None:
-        return "–"
-    mean, std = value
-    text = f"{scale * mean:.{digits}f}"
-    return f"{text} ± {scale * std:.{digits}f}" if many else text

@@ -72,17 +72,31 @@ def told(selection: dict[str, Any]) -> str:
 def train_and_save(
     cache: Path, config: TrainConfig, out: Path | None = None, text_tower: Any = None
 ) -> tuple[Any, Path]:
-    """`train.fit.train` with a bar."""
+    """`train.fit.train` with a bar, and the losses drawn beside them."""
     from spaner.align.train.fit import train as train_
 
     with console.progress("epochs") as progress:
-        return train_(
+        run, folder = train_(
             cache,
             config,
             out,
             lambda done, total, _: progress(done, total, f"train {config.title}"),
             text_tower=text_tower,
         )
+    draw_losses(run, folder)
+    return run, folder
+
+
+def draw_losses(run: Any, folder: Path) -> None:
+    """`loss.png` in the run folder; nothing for a method without epochs."""
+    if not run.history:
+        return
+    from spaner.align.report.charts import loss_drawing
+    from spaner.align.report.drawing import write
+    from spaner.align.report.theme import LIGHT
+
+    drawing = loss_drawing("loss", f"{run.dataset}, {run.config.title}", run.history)
+    write(drawing, folder, themes=[LIGHT], kinds=["png"])
 
 
 def print_scores(

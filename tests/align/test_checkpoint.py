@@ -36,9 +36,8 @@ def folder(run, tmp_path):
 
 def test_files(folder):
     names = sorted(file.name for file in folder.iterdir())
-    assert names == ["config.json", "loss.csv", "loss.png", "model.safetensors", "result.json"]
+    assert names == ["config.json", "loss.csv", "model.safetensors", "result.json"]
     assert sorted(folder.parent.iterdir()) == [folder]
-    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_round_trip(run, folder):
@@ -130,7 +129,7 @@ def test_an_interrupted_save_leaves_the_old_run(run, folder, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_folder, "_draw_history", interrupted)
+    monkeypatch.setattr(run_folder, "_write_history", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dataclasses.replace(run, metrics={}).save(folder)
     assert (folder / "result.json").read_bytes() == before

@@ -17,9 +17,10 @@ from spaner.align.report import origin, published
 from spaner.align.report import tables as report_tables
 from spaner.align.report import write as report
 from spaner.align.report.origin import sweep_command, train_command
-from spaner.align.report.table import APART, PUBLISHED, Number, averaged, bounds, text
+from spaner.align.report.table import APART, PUBLISHED, averaged, bounds, text
 from spaner.align.score import metrics
 from spaner.align.score.evaluate import evaluate
+from spaner.align.score.intervals import Number
 from spaner.align.train import run as checkpoint
 from spaner.align.train.fit import fit
 from spaner.align.train.sweep import sweep
@@ -78,11 +79,11 @@ def test_runs_are_measured_again_and_agree_with_what_they_recorded(entries):
         for kind in ("text", "semantic"):
             recorded = entry.run.metrics[kind]
             for name, found in entry.aligned.scores[kind].items():
-                assert getattr(found, "mean", found) == pytest.approx(recorded[name], abs=1e-5), name
+                assert getattr(found, "value", found) == pytest.approx(recorded[name], abs=1e-5), name
         frozen = entry.run.metrics["zero_shot"]["text"]["accuracy"]
-        assert entry.bench.frozen.scores["text"]["accuracy"].mean == pytest.approx(frozen, abs=1e-5)
+        assert entry.bench.frozen.scores["text"]["accuracy"].value == pytest.approx(frozen, abs=1e-5)
         gain = entry.run.metrics["text"]["accuracy"] - frozen
-        assert entry.gains["text"].mean == pytest.approx(gain, abs=1e-5)
+        assert entry.gains["text"].value == pytest.approx(gain, abs=1e-5)
     assert entries[0].bench is entries[1].bench, "the frozen encoder is measured once per table"
 
 
@@ -129,7 +130,7 @@ def test_published_numbers_fit_together():
 
 def test_runs_that_differ_in_their_seed_alone_have_a_mean(tables, entries):
     (mean,) = [row for row in tables["accuracy"].groups[0][1] if row.name.startswith("mean")]
-    values = [entry.aligned.scores["text"]["accuracy"].mean for entry in entries]
+    values = [entry.aligned.scores["text"]["accuracy"].value for entry in entries]
     assert mean.numbers["text"].value == pytest.approx(np.mean(values))
     assert mean.numbers["text"].std == pytest.approx(np.std(values, ddof=1))
     assert mean.origin["seed"] == "1, 2"
@@ -272,7 +273,7 @@ def test_the_page_and_what_lies_beside_it(place, tmp_path):
 def test_figures_are_written_as_png_and_svg(place, tmp_path):
     files = report.write([place / "runs" / "seed-1"], tmp_path / "page.html")
     names = {file.name for file in files}
-    stems = ("cosine-1", "space-frozen-1", "space-run-1", "confusion-text-run-1", "loss-run-1")
+    stems = ("cosine-1", "space-frozen-1", "space-run-1", "confusion-run-1", "loss-run-1", "accuracy-1")
     assert {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")} <= names
     page = files[0].read_text()
     for target in re.findall(r'href="(page_files/[^"]+)"', page):

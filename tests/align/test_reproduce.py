@@ -12,8 +12,9 @@ from spaner import cache as caches
 from spaner.align.paper import audio as audio_tables
 from spaner.align.paper.image_text import why_not
 from spaner.align.paper.reproduce import ARTIFACTS, SETTINGS, Setup, extract_command, reproduce
-from spaner.align.report.table import APART, OURS, Number, plain
+from spaner.align.report.table import APART, OURS, plain
 from spaner.align.score.evaluate import evaluate
+from spaner.align.score.intervals import Number
 from spaner.align.train import run as checkpoint
 from spaner.errors import CacheError, RecipeError
 

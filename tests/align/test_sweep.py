@@ -20,6 +20,7 @@ import torch
 from spaner import cache as caches
 from spaner.align.methods import loop
 from spaner.align.score.evaluate import evaluate
+from spaner.align.score.intervals import Number
 from spaner.align.train import cells as cells_
 from spaner.align.train import stack as stacks
 from spaner.align.train import sweep as sweeps
@@ -287,9 +288,10 @@ def test_summary_averages_over_repeats_and_counts_failures():
     two, four, eight = summary(results)
     assert two["prompt_length"] == 2
     assert (two["cells"], two["failed"]) == (3, 1)
-    assert two["text"] == pytest.approx((statistics.mean(accuracies), statistics.stdev(accuracies)))
-    assert two["semantic"][1] == pytest.approx(np.std([0.4, 0.6, 0.51], ddof=1))
-    assert four["text"] == (0.4, 0.0)
+    assert two["text"].value == pytest.approx(statistics.mean(accuracies))
+    assert two["text"].std == pytest.approx(statistics.stdev(accuracies))
+    assert two["semantic"].std == pytest.approx(np.std([0.4, 0.6, 0.51], ddof=1))
+    assert four["text"] == Number(0.4)
     assert eight == {"prompt_length": 8, "cells": 0, "failed": 1}
 
 

@@ -31,10 +31,12 @@ from spaner.align.paper.reproduce import (
     table_of,
 )
 from spaner.align.report import published
-from spaner.align.report.figures import cdf_figure
-from spaner.align.report.table import OURS, Cell, Column, Number, ReportTable, Row
+from spaner.align.report.charts import cosine_drawing
+from spaner.align.report.drawing import write
+from spaner.align.report.table import OURS, Cell, Column, ReportTable, Row
 from spaner.align.score import metrics
 from spaner.align.score.evaluate import asking, class_vectors, embedded, tested_table
+from spaner.align.score.intervals import Number
 from spaner.align.score.retrieval import retrieval
 from spaner.align.train import run as checkpoint
 from spaner.align.train.config import ExtendConfig
@@ -234,8 +236,7 @@ def cosine_curves(setup: Setup, cache: caches.Cache, progress: Progress) -> Repr
             curves.setdefault(panel, {})[name] = np.concatenate(
                 [each.cosines[pair] for each in found.values()]
             )
-    setup.out.mkdir(parents=True, exist_ok=True)
-    made.figures = cdf_figure(curves, setup.out / f"{setup.artifact}.png")
+    made.figures = write(cosine_drawing(setup.artifact, curves), setup.out)
     made.facts["quantiles"] = {p: {n: quantiles(v) for n, v in each.items()} for p, each in curves.items()}
     return made
 

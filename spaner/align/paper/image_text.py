@@ -23,13 +23,15 @@ from spaner.align.paper.reproduce import (
 )
 from spaner.align.report import published
 from spaner.align.report import sweep as report_sweep
-from spaner.align.report.figures import cdf_figure, choice_figure, prompt_length_figure
-from spaner.align.report.map_figures import confusion_figure
+from spaner.align.report.charts import choice_drawing, cosine_drawing, length_drawing
+from spaner.align.report.drawing import write
+from spaner.align.report.maps import confusion_drawing
 from spaner.align.report.origin import FROZEN
-from spaner.align.report.table import OURS, Cell, Column, Number, ReportTable, Row
+from spaner.align.report.table import OURS, Cell, Column, ReportTable, Row
 from spaner.align.report.tables import ACCURACY, COSINE, accuracy_numbers, cosine_numbers, shift_numbers
 from spaner.align.score import confusion as confused
 from spaner.align.score.evaluate import Frozen, evaluate, matches, tested_table
+from spaner.align.score.intervals import Number
 from spaner.align.train.sweep import sweep
 from spaner.errors import CacheError, SpanerError
 from spaner.progress import Progress
@@ -198,18 +200,13 @@ def cosine_curves(setup: Setup, cache: caches.Cache, progress: Progress) -> Repr
             "quantiles": {kind: {n: quantiles(v) for n, v in each.items()} for kind, each in cosines.items()}
         },
         runs=[runs[0][0] for runs in trained.values()],
-        figures=cdf_figure(cosines, _figure(setup)),
+        figures=write(cosine_drawing(setup.artifact, cosines), setup.out),
     )
 
 
 def quantiles(values: np.ndarray) -> list[float]:
     """The 0th, 1st … 100th percentile: a cumulative distribution in 101 numbers."""
     return np.quantile(values, np.linspace(0, 1, 101)).astype(float).tolist()
-
-
-def _figure(setup: Setup) -> Path:
-    setup.out.mkdir(parents=True, exist_ok=True)
-    return setup.out / f"{setup.artifact}.png"
 
 
 def confusion(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduction:
@@ -223,9 +220,6 @@ def confusion(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduc
     rows: dict[str, list[dict[str, Cell]]] = {
         name: [{"text": Number(float(each.credit.mean()))}] for name, each in found.items()
     }
-    figures = []
-    if len(worst):
-        figures = confusion_figure(matrix[np.ix_(worst, worst)], [names[c] for c in worst], _figure(setup))
     title, why = "Figure 8: most confused classes (paper recipe)", why_not(setup, cache)
     return Reproduction(
         tables=[_table(setup, title, ACCURACY[:1], rows, why), _pairs(pairs)],
@@ -233,7 +227,7 @@ def confusion(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduc
         notes=[f"most confused: {', '.join(names[c] for c in worst) or 'none'}"],
         facts={"pairs": pairs, "classes": [names[c] for c in worst]},
         runs=[runs[0][0] for runs in trained.values()],
-        figures=figures,
+        figures=write(confusion_drawing(setup.artifact, {"text": matrix}, names), setup.out),
     )
 
 
@@ -257,7 +251,7 @@ def prompt_lengths(setup: Setup, cache: caches.Cache, progress: Progress) -> Rep
     """Figure 6: prompt length x fusion."""
     grid = {"prompt_length": list(PROMPT_LENGTHS), "aligner": list(FUSIONS), "seed": list(setup.seeds)}
     made, finished = _swept("Figure 6: prompt length and fusion (%)", grid, setup, cache, progress)
-    made.figures = prompt_length_figure(finished, _figure(setup))
+    made.figures = write(length_drawing(setup.artifact, finished), setup.out)
     return made
 
 
@@ -275,7 +269,7 @@ def templates_and_widths(setup: Setup, cache: caches.Cache, progress: Progress) 
             f"text/{', text/'.join(lacking)} not in {setup.cache}; type `{command} --templates "
             f"{','.join(lacking)}`"
         ]
-    made.figures = choice_figure(finished, _figure(setup))
+    made.figures = write(choice_drawing(setup.artifact, finished), setup.out)
     return made
 
 

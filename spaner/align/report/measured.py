@@ -21,7 +21,8 @@ import numpy as np
 
 from spaner import cache as caches
 from spaner.align.score import evaluate, geometry, metrics, retrieval
-from spaner.align.score.intervals import Interval, bootstrap, paired_difference
+from spaner.align.score.confusion import confusion_matrix, most_confused_pairs
+from spaner.align.score.intervals import Number, bootstrap, paired_difference
 from spaner.align.train import run as checkpoint
 from spaner.align.train.run import Run
 from spaner.errors import CacheError, Mismatch, RunError, SpanerError
@@ -88,7 +89,7 @@ class Entry:
     run: Run
     bench: Bench
     aligned: Measured
-    gains: dict[str, Interval] | None
+    gains: dict[str, Number] | None
 
 
 def measure(folders: Sequence[Path], cache: Path | None = None, split: str | None = None) -> list[Entry]:
@@ -258,13 +259,13 @@ def scores_of(matches: dict[str, metrics.Match], names: Sequence[str]) -> dict[s
     }
 
 
-def _numbers(match: metrics.Match) -> dict[str, Interval | float]:
+def _numbers(match: metrics.Match) -> dict[str, Number | float]:
     """The collapse controls stand beside the cosine: a point has cosine 1, margin 0 and accuracy 1/C."""
     per_row: dict[str, np.ndarray] = {"accuracy": match.credit, "accuracy_tie_aware": match.credit_by_name}
     if match.has_cosines:
         per_row |= {"positive_cosine": match.positive, "margin": match.positive - match.hardest}
         per_row |= {"negative_cosine": match.negative}
-    sure: dict[str, Interval | float] = {
+    sure: dict[str, Number | float] = {
         name: bootstrap(values, resamples=RESAMPLES) for name, values in per_row.items()
     }
     return sure | ({"centred_cosine": metrics.centred_cosine(match)} if match.has_cosines else {})
@@ -323,7 +324,15 @@ def _plane(rows: dict[str, tuple], classes: int, seed: int = 0) -> Plane:
     )
 
 
-def _gains(aligned: Measured, frozen: Measured | None) -> dict[str, Interval] | None:
+def confused_pairs(measured: Measured, names: Sequence[str], top: int = 10) -> dict[str, list[dict]]:
+    """The most confused pairs by name, for each kind of retrieval."""
+    return {
+        kind: most_confused_pairs(confusion_matrix(match, names), names, top)
+        for kind, match in measured.matches.items()
+    }
+
+
+def _gains(aligned: Measured, frozen: Measured | None) -> dict[str, Number] | None:
     if frozen is None:
         return None
     return {

@@ -6,14 +6,15 @@ variables that follow the reader's light or dark setting. Sections are made by `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from spaner.align.report.panel import symbols
+from spaner.align.report import svg
+from spaner.align.report.drawing import KINDS, Drawing
 from spaner.align.report.table import APART, OURS, Column, ReportTable, Row, bounds, text
-from spaner.align.report.theme import DARK, LIGHT, Theme
+from spaner.align.report.theme import DARK, LIGHT, Theme, style
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
@@ -46,12 +47,12 @@ def page(title: str, lede: str, sections: Sequence[Section], footer: str) -> str
 <style>
 {_variables(LIGHT)}
 @media (prefers-color-scheme: dark) {{ {_variables(DARK)} }}
-{_colour_classes()}
+{style()}
 {_resource("page.css")}</style>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the results</a>
-{symbols()}
+<svg width="0" height="0" aria-hidden="true" class="defs">{svg.symbols()}</svg>
 <header><h1>{escape(title)}</h1>{lede}</header>
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 <main id="content" tabindex="-1">
@@ -137,15 +138,25 @@ def _badge(mark: str) -> str:
     return f' <span class="badge {kind}">{mark}</span>'
 
 
-def figure(drawing: str, caption: str, downloads: Mapping[str, str] | None = None) -> str:
-    """A drawing with what it shows. `caption` is text; `downloads` maps what a file shows to its path without
-    suffix."""
-    links = [
-        f'{escape(name)} <a href="{escape(path)}.png">PNG</a> <a href="{escape(path)}.svg">SVG</a>'
-        for name, path in (downloads or {}).items()
-    ]
+def figure(drawings: Sequence[Drawing], caption: str, beside: str = "") -> str:
+    """Drawings side by side with what they show, their legend, and links to their files in the folder
+    `beside`, if they are there. `caption` is text."""
+    panels = "".join(svg.inline(panel) for drawing in drawings for panel in drawing.panels)
+    entries = dict.fromkeys(key for drawing in drawings for key in drawing.keys)
+    keys = "".join(f"<li>{svg.sample(key.width, key.parts())}{escape(key.words)}</li>" for key in entries)
+    legend = f'<ul class="legend">{keys}</ul>' if keys else ""
+    links = [_links(drawing, beside) for drawing in drawings] if beside else []
     files = f'<span class="files">{" · ".join(links)}</span>' if links else ""
-    return f"<figure>{drawing}<figcaption>{escape(caption)} {files}</figcaption></figure>"
+    return (
+        f'<figure><div class="panels">{panels}</div>{legend}'
+        f"<figcaption>{escape(caption)} {files}</figcaption></figure>"
+    )
+
+
+def _links(drawing: Drawing, beside: str) -> str:
+    place = escape(f"{beside}/{drawing.name}")
+    kinds = " ".join(f'<a href="{place}.{kind}">{kind.upper()}</a>' for kind in KINDS)
+    return f"{escape(drawing.label)} {kinds}"
 
 
 def _resource(name: str) -> str:
@@ -153,22 +164,4 @@ def _resource(name: str) -> str:
 
 
 def _variables(theme: Theme) -> str:
-    plain = {"page": theme.page, "ink": theme.ink, "faint": theme.faint, "grid": theme.grid}
-    plain["tint"] = f"color-mix(in srgb, {theme.grid} 38%, {theme.page})"
-    plain |= {f"c{i}": colour for i, colour in enumerate(theme.colours)}
-    plain |= {f"h{i}": _strength(theme.ramp, i / 5) for i in range(1, 6)}
-    plain["on3"] = theme.ink if theme is LIGHT else theme.page  # readable on the middle of the ramp
-    return ":root { " + " ".join(f"--{name}: {value};" for name, value in plain.items()) + " }"
-
-
-def _strength(ramp: Sequence[str], share: float) -> str:
-    """The colour at a share of the heat map's ramp."""
-    place = share * (len(ramp) - 1)
-    i = min(int(place), len(ramp) - 2)
-    part = round(100 * (place - i))
-    return f"color-mix(in srgb, {ramp[i]} {100 - part}%, {ramp[i + 1]})"
-
-
-def _colour_classes() -> str:
-    colours = [f".c{i} {{ color: var(--c{i}); }}" for i in range(len(LIGHT.colours))]
-    return " ".join(colours + [f".h{i} {{ fill: var(--h{i}); }}" for i in range(1, 6)])
+    return ":root { " + " ".join(f"--{name}: {value};" for name, value in theme.named.items()) + " }"

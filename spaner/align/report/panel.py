@@ -1,49 +1,85 @@
-"""A panel of the page: axes, lines and marks as inline SVG, a few hundred bytes each.
+"""A panel: one pair of axes, made of strokes, boxes, marks and words at pixels, whoever draws them.
 
-Colours, dashes and fonts are classes that the page's style sheet defines (`c0` … `c9`, `d0` … `d3`), so a
-chart follows light and dark by itself. Marks are `<use>` elements with their text in `data-tip`: the page's
-script shows it on hover and on keyboard focus. The i-th thing has the i-th colour, shape and dash.
-
-Charts for papers are made by `figures` and `maps`; this is for looking and pointing.
+A figure says what it shows in its own units (`line`, `area`, `bar`, `mark`, `level`, `label`); the panel
+turns that into parts that name a place and a role of `theme`. `svg` and `picture` draw the same parts, so
+that a figure is described once and is the same on the page and in every file.
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass, field, replace
 
-SHAPES = (
-    '<circle r="{r}"/>',
-    '<rect x="-{r}" y="-{r}" width="{d}" height="{d}"/>',
-    '<path d="M0-{t}L{t} {r}H-{t}z"/>',
-    '<path d="M0-{t}L{t} 0 0 {t}-{t} 0z"/>',
-    '<path d="M0 {t}L{t}-{r}H-{t}z"/>',
-    '<path d="M-{h}-{t}H{h}V-{h}H{t}V{h}H{h}V{t}H-{h}V{h}H-{t}V-{h}H-{h}z"/>',
-)
-SIZES = {"s": 2.3, "m": 4.0, "b": 6.5}
-COLOURS, DASHES = 10, 4
+from spaner.align.report.theme import HANDS, colour
+
+Point = tuple[float, float]
 
 
-def symbols() -> str:
-    """Definitions of all mark shapes, once a page: s0 … b5."""
-    made = []
-    for size, r in SIZES.items():
-        for i, shape in enumerate(SHAPES):
-            drawn = shape.format(r=f"{r:g}", d=f"{2 * r:g}", t=f"{1.25 * r:g}", h=f"{0.42 * r:g}")
-            made.append(f'<g id="{size}{i}">{drawn}</g>')
-    return f'<svg width="0" height="0" aria-hidden="true" class="defs"><defs>{"".join(made)}</defs></svg>'
+@dataclass(frozen=True)
+class Stroke:
+    """A line through points, or a filled outline; `pen` is a role of `PENS`."""
+
+    points: tuple[Point, ...]
+    pen: str
+    colour: str = "ink"
+    dash: int = 0
+
+    def moved(self, x: float, y: float) -> Stroke:
+        return replace(self, points=tuple((px + x, py + y) for px, py in self.points))
 
 
-def colour(index: int) -> str:
-    """The class of the i-th thing's colour."""
-    return f"c{index % COLOURS}"
+@dataclass(frozen=True)
+class Box:
+    """A filled rectangle with rounded corners: a cell of a matrix. Its tip shows itself to a pointer."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: str
+    tip: str = ""
+
+    def moved(self, x: float, y: float) -> Box:
+        return replace(self, x=self.x + x, y=self.y + y)
 
 
-def shape(index: int, size: str = "m") -> str:
-    """The id of the i-th thing's mark."""
-    return f"{size}{index % len(SHAPES)}"
+@dataclass(frozen=True)
+class Mark:
+    """The i-th shape at a point; `kind` is a role of `DOTS`."""
+
+    x: float
+    y: float
+    shape: int
+    colour: str
+    kind: str = "point"
+    tip: str = ""
+
+    def moved(self, x: float, y: float) -> Mark:
+        return replace(self, x=self.x + x, y=self.y + y)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Writing that starts, ends or is centred ("start", "end", "mid") at a point of its base line.
+
+    `hand` is a role of `HANDS`; `colour` overrides its colour; `turn` is in degrees, clockwise.
+    """
+
+    x: float
+    y: float
+    words: str
+    hand: str
+    anchor: str = "start"
+    turn: float = 0.0
+    colour: str = ""
+
+    def moved(self, x: float, y: float) -> Words:
+        return replace(self, x=self.x + x, y=self.y + y)
+
+
+Part = Stroke | Box | Mark | Words
 
 
 @dataclass
@@ -51,8 +87,8 @@ class Panel:
     """One pair of axes. Data go from `x[0]`, `x[1]` (in log2 if `log`) and `y[0]`, `y[1]` to the frame."""
 
     title: str
-    x: tuple[float, float]
-    y: tuple[float, float]
+    x: tuple[float, float] = (0, 1)
+    y: tuple[float, float] = (0, 1)
     log: bool = False
     width: float = 420
     height: float = 300
@@ -60,10 +96,12 @@ class Panel:
     right: float = 14
     top: float = 46
     bottom: float = 44
-    parts: list[str] = field(default_factory=list)
+    described: str = ""
+    parts: list[Part] = field(default_factory=list)
+    _taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a value lies in the drawing."""
+    def at(self, x: float, y: float) -> Point:
+        """Where a value lies in the panel."""
         low, high, value = (*self.x, x)
         if self.log:
             low, high, value = math.log2(low), math.log2(high), math.log2(x)
@@ -74,7 +112,7 @@ class Panel:
             round(self.height - self.bottom - up * (self.height - self.top - self.bottom), 1),
         )
 
-    def grid(
+    def axes(
         self,
         xs: Sequence[tuple[float, str]],
         ys: Sequence[tuple[float, str]],
@@ -85,46 +123,136 @@ class Panel:
         base, end = self.at(self.x[0], self.y[0])[1], self.width - self.right
         for value, label in ys:
             y = self.at(self.x[0], value)[1]
-            self.parts.append(f'<path class="grid" d="M{self.left:g} {y}H{end:g}"/>')
-            self.write(self.left - 7, y + 4, label, "tick end")
+            self.parts.append(Stroke(((self.left, y), (end, y)), "grid"))
+            self.write(self.left - 7, y + 4, label, "tick", "end")
         for value, label in xs:
             x = self.at(value, self.y[0])[0]
-            self.parts.append(f'<path class="grid" d="M{x} {base}v4"/>')
-            self.write(x, base + 17, label, "tick mid")
-        self.write((self.left + end) / 2, self.height - 8, x_title, "axis mid")
-        if y_title:
-            self.write(self.left - 38, self.top - 12, y_title, "axis")
+            self.parts.append(Stroke(((x, base), (x, base + 4)), "grid"))
+            self.write(x, base + 17, label, "tick", "mid")
+        self.write((self.left + end) / 2, self.height - 8, x_title, "tick", "mid")
+        self.write(min(self.left, 8), self.top - 12, y_title, "tick")
 
-    def write(self, x: float, y: float, words: str, kind: str) -> None:
-        """Text at a place of the drawing."""
+    def write(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        hand: str,
+        anchor: str = "start",
+        turn: float = 0,
+        ink: str = "",
+    ) -> None:
+        """Words at a pixel of the panel."""
         if words:
-            self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}">{escape(words)}</text>')
+            self.parts.append(Words(x, y, words, hand, anchor, turn, ink))
 
-    def line(self, points: Iterable[tuple[float, float]], index: int, kind: str = "") -> None:
-        """A line through data points in the i-th colour and dash; lines through nothing are left out."""
-        places = [self.at(x, y) for x, y in points]
+    def line(self, points: Iterable[Point], index: int, pen: str = "line", *, ink: str = "") -> None:
+        """A line in the i-th colour and dash (or of the colour `ink`); through nothing it is left out."""
+        places = tuple(self.at(x, y) for x, y in points)
         if places:
-            path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
-            style = f"line {colour(index)} d{index % DASHES} {kind}".strip()
-            self.parts.append(f'<path class="{style}" d="{path}"/>')
+            self.parts.append(Stroke(places, pen, ink or colour(index), index))
+
+    def area(self, edge: Iterable[Point], index: int) -> None:
+        """What the edge goes around, filled."""
+        self.parts.append(Stroke(tuple(self.at(x, y) for x, y in edge), "area", colour(index)))
+
+    def bar(self, start: Point, end: Point, index: int, pen: str = "bar") -> None:
+        """How sure a value is: a straight line between two data points, never dashed."""
+        self.parts.append(Stroke((self.at(*start), self.at(*end)), pen, colour(index)))
 
     def mark(
-        self, x: float, y: float, index: int, tip: str, *, size: str = "m", kind: str = "", look: int = -1
+        self,
+        x: float,
+        y: float,
+        index: int,
+        tip: str,
+        *,
+        kind: str = "point",
+        shape: int | None = None,
+        ink: str = "",
     ) -> None:
-        """A point to hover and to focus; `look` is its shape where it is not the i-th."""
-        (px, py), form = self.at(x, y), shape(index if look < 0 else look, size)
-        style = f"{colour(index)} {kind}".strip()
-        self.parts.append(
-            f'<use href="#{form}" x="{px:g}" y="{py:g}" class="{style}" data-tip="{escape(tip)}"/>'
-        )
+        """A point to hover and to focus; `shape` and `ink` where they are not the i-th."""
+        form = index if shape is None else shape
+        self.parts.append(Mark(*self.at(x, y), form, ink or colour(index), kind, tip))
 
-    def svg(self, described: str) -> str:
-        """The drawing."""
-        head = f'<text x="{self.left - 38:g}" y="15" class="title">{escape(self.title)}</text>'
-        return (
-            f'<svg class="chart" viewBox="0 0 {self.width:g} {self.height:g}" role="group" '
-            f'aria-label="{escape(described)}">{head if self.title else ""}{"".join(self.parts)}</svg>'
-        )
+    def level(self, value: float, words: str, beside: Iterable[float] = ()) -> None:
+        """A dashed line across, its words at the right end, away from the values that end there."""
+        left, right = self.at(self.x[0], value), (self.width - self.right, self.at(self.x[1], value)[1])
+        self.parts.append(Stroke((left, right), "level"))
+        near = [v for v in beside if v != value]
+        above = sum(v > value for v in near) * 2 < len(near) if near else value < sum(self.y) / 2
+        self.write(right[0], right[1] + (-6 if above else 15), words, "note", "end")
+
+    def label(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        hand: str,
+        offsets: Sequence[tuple[float, float, str]],
+        ink: str = "",
+    ) -> bool:
+        """Words near a data point, at the first of (dx, dy, anchor) where it covers nothing.
+
+        Returns:
+            Whether there was such a place; without one nothing is written.
+        """
+        px, py = self.at(x, y)
+        size = HANDS[hand].size
+        for dx, dy, anchor in offsets:
+            box = _box(px + dx, py + dy, words, size, anchor)
+            if self._is_free(box):
+                self._taken.append(box)
+                self.write(px + dx, py + dy, words, hand, anchor, ink=ink)
+                return True
+        return False
+
+    def keep_free(self, x: float, y: float, radius: float) -> None:
+        """No label may cover what is drawn at a data point."""
+        px, py = self.at(x, y)
+        self._taken.append((px - radius, py - radius, px + radius, py + radius))
+
+    def _is_free(self, box: tuple[float, float, float, float]) -> bool:
+        inside = box[0] >= 0 and box[2] <= self.width and box[1] >= self.top - 12 and box[3] <= self.height
+        return inside and not any(_meet(box, other) for other in self._taken)
+
+    def all_parts(self) -> list[Part]:
+        """The parts with the title before them."""
+        title = shortened(self.title, self.width - 16, HANDS["title"].size * 1.05)
+        return [*([Words(min(self.left, 8), 15, title, "title")] if title else []), *self.parts]
+
+
+def _box(x: float, y: float, words: str, size: float, anchor: str) -> tuple[float, float, float, float]:
+    wide = width_of(words, size)
+    start = x - {"start": 0, "mid": wide / 2, "end": wide}[anchor]
+    return (start, y - 0.85 * size, start + wide, y + 0.25 * size)
+
+
+def _meet(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def width_of(words: str, size: float) -> float:
+    """About how wide words of a letter size are, in any font: on the safe side."""
+    return size * sum(_em(letter) for letter in words)
+
+
+def _em(letter: str) -> float:
+    if unicodedata.combining(letter):
+        return 0.0
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 1.0
+    return 0.35 if letter in "iljtfrI.,:;|'! " else 0.85 if letter in "mwMW@%" else 0.63
+
+
+def shortened(words: str, room: float, size: float) -> str:
+    """The words, cut with "…" where they are wider than the room."""
+    words = " ".join(words.split())
+    if width_of(words, size) <= room:
+        return words
+    while words and width_of(words + "…", size) > room:
+        words = words[:-1]
+    return words.rstrip() + "…"
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -138,19 +266,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def labelled(values: Iterable[float]) -> list[tuple[float, str]]:
+    """Ticks with their labels, a true minus before negative ones."""
+    return [(value, f"{value:g}".replace("-", "−")) for value in values]
+
+
 def span(values: Iterable[float], margin: float = 0.08) -> tuple[float, float]:
     """From the smallest to the largest value with some air on both sides."""
     known = list(values)
     low, high = min(known), max(known)
     air = (high - low) * margin or abs(high) * margin or 1.0
     return low - air, high + air
-
-
-def legend(names: Sequence[str], *, dashes: bool = True) -> str:
-    """What colour, shape and dash mean, below a row of panels."""
-    items = []
-    for i, name in enumerate(names):
-        line = f'<path class="line {colour(i)} d{i % DASHES}" d="M1 8H31"/>' if dashes else ""
-        key = f'<svg viewBox="0 0 32 16" aria-hidden="true">{line}<use href="#{shape(i)}" x="16" y="8" '
-        items.append(f'<li>{key}class="{colour(i)}"/></svg>{escape(name)}</li>')
-    return f'<ul class="legend">{"".join(items)}</ul>'

@@ -13,7 +13,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from spaner.align.report.table import APART, PUBLISHED, Number, Row
+from spaner.align.report.table import APART, PUBLISHED, Row
+from spaner.align.score.intervals import Number
 
 
 @cache

@@ -1,32 +1,23 @@
 """What a report says, part by part: the head, then accuracy, cosines, space, retrieval, confusion, shift,
 ablations, training and origins.
 
-Takes measured runs and tables, gives HTML made by `page`, `charts` and `maps`.
+Takes measured runs, tables and exhibits, gives HTML made by `page`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from spaner.align.report import published
-from spaner.align.report.charts import accuracy_charts, cdf_charts, choice_charts, length_charts, loss_charts
-from spaner.align.report.figures import KINDS
-from spaner.align.report.maps import confused_pairs, confusion_charts, plane_charts
-from spaner.align.report.measured import Entry
-from spaner.align.report.origin import (
-    FROZEN,
-    benches,
-    heading,
-    spaces,
-    sweep_command,
-    train_command,
-    why_apart,
-)
+from spaner.align.report.exhibits import Exhibit
+from spaner.align.report.measured import KINDS, Entry, confused_pairs
+from spaner.align.report.origin import benches, heading, sweep_command, train_command, why_apart
 from spaner.align.report.page import Section, figure, table
 from spaner.align.report.sweep import Sweep
-from spaner.align.report.table import Number, ReportTable, bounds, text
+from spaner.align.report.table import ReportTable, bounds, text
 from spaner.align.report.tables import accuracy_numbers
+from spaner.align.score.intervals import Number
 from spaner.align.train.run import Run
 
 TITLES = {
@@ -69,10 +60,10 @@ def _tile(entry: Entry) -> str:
     accuracy = [text(accuracy_numbers(entry.aligned.scores)[kind], "percent") for kind in KINDS]
     gains = []
     for kind, gain in (entry.gains or {}).items():
-        number = Number.of(gain)
-        tone = "up" if gain.low > 0 else "down" if gain.high < 0 else "faint"
-        sure = escape(f"95 %: {bounds(number, 'points')}")
-        gains.append(f'{kind} <span class="{tone}" title="{sure}">{text(number, "points")}</span>')
+        low, high = gain.low or 0.0, gain.high or 0.0
+        tone = "up" if low > 0 else "down" if high < 0 else "faint"
+        sure = escape(f"95 %: {bounds(gain, 'points')}")
+        gains.append(f'{kind} <span class="{tone}" title="{sure}">{text(gain, "points")}</span>')
     versus = f"<span>vs frozen: {', '.join(gains)} points</span>" if gains else ""
     return (
         f'<li><span class="of"><a href="#{entry.anchor}">{escape(entry.name)}</a></span>'
@@ -86,71 +77,35 @@ def sections(
     tables: Sequence[ReportTable],
     sweeps: Sequence[Sweep],
     apart: Sequence[str],
-    beside: str,
+    shown: Sequence[Exhibit],
+    beside: str = "",
 ) -> Iterator[Section]:
-    """All parts of the page; `beside` is the folder of the figures' files, seen from the page."""
+    """All parts of the page; `beside` is the folder of the figures' files, seen from the page, if there is
+    one."""
     by_key = {content.key: content for content in tables}
-    drawn = {"accuracy": _accuracy(entries), "cosine": _cosine(entries, beside)}
-    drawn["modality_gap"] = _space(entries, beside)
+    drawn: dict[str, str] = {}
+    for each in shown:
+        drawn[each.part] = drawn.get(each.part, "") + figure(each.drawings, each.caption, beside)
     for key, (title, about) in TITLES.items():
         if key in by_key:
             body = f"<p>{escape(about)}</p>{drawn.get(key, '')}{table(by_key[key])}"
             yield Section(key.replace("_", "-"), title, body)
         if key == "retrieval" and entries:
-            yield Section("confusion", "Confusion", _confusion(entries, beside))
+            yield Section("confusion", "Confusion", _confusion(entries, drawn))
     if sweeps:
-        yield Section("ablations", "Ablations", "".join(_sweep(s, by_key[s.anchor], beside) for s in sweeps))
-    if any(entry.run.history for entry in entries):
-        yield Section("training", "Training", _training(entries, beside))
+        yield Section("ablations", "Ablations", "".join(_sweep(s, by_key[s.anchor], drawn) for s in sweeps))
+    if "training" in drawn:
+        yield Section("training", "Training", drawn["training"])
     yield Section("origins", "Origins", _origins(entries, sweeps, apart))
 
 
-def _accuracy(entries: Sequence[Entry]) -> str:
-    caption = "Share of test rows whose own class is nearest; bars are 95 % intervals."
-    return "".join(figure(accuracy_charts(b, members), caption) for b, members in benches(entries))
-
-
-def _cosine(entries: Sequence[Entry], beside: str) -> str:
-    caption = "Share of test rows below each cosine to the own class; the large mark is the mean."
-    drawn = [
-        (cdf_charts(bench, members), {bench.dataset: f"{beside}/cosine-{i}"})
-        for i, (bench, members) in enumerate(benches(entries), 1)
-    ]
-    return "".join(figure(chart, caption, files) for chart, files in drawn if chart)
-
-
-def _space(entries: Sequence[Entry], beside: str) -> str:
-    parts = []
-    for number, (bench, members) in enumerate(benches(entries), 1):
-        planes = {name: s.plane for name, s in spaces(bench, members).items() if s.plane}
-        if not planes:
-            continue
-        files = {FROZEN: f"{beside}/space-frozen-{number}"} if FROZEN in planes else {}
-        files |= {e.name: f"{beside}/space-{e.anchor}" for e in members if e.name in planes}
-        parts.append(
-            figure(
-                plane_charts(planes, bench.class_names),
-                "t-SNE over cosine distance: shape is the modality, colour the class. Point at a mark, or "
-                "walk with the arrow keys. Distances between clusters mean nothing; whether the shapes mix "
-                "does.",
-                files,
-            )
-        )
-    return "".join(parts)
-
-
-def _confusion(entries: Sequence[Entry], beside: str) -> str:
+def _confusion(entries: Sequence[Entry], drawn: Mapping[str, str]) -> str:
     parts = ["<p>Who is taken for whom among the 20 most confused classes: the paper's Figure 8.</p>"]
     for entry in entries:
-        names = entry.bench.class_names
-        kinds = entry.aligned.matches
-        files = {kind: f"{beside}/confusion-{kind}-{entry.anchor}" for kind in kinds}
-        caption = "Rows: the true class; columns: what it was taken for. Only errors are coloured."
-        parts.append(f"<h3>{escape(entry.name)}</h3>")
-        parts.append(figure(confusion_charts(entry.aligned, names), caption, files))
+        parts.append(f"<h3>{escape(entry.name)}</h3>{drawn[entry.anchor]}")
         pairs = "".join(
             f"<dt>{escape(KINDS[kind])}</dt><dd>{_pairs(found)}</dd>"
-            for kind, found in confused_pairs(entry.aligned, names).items()
+            for kind, found in confused_pairs(entry.aligned, entry.bench.class_names).items()
         )
         parts.append(f"<details><summary>Most confused pairs by name</summary><dl>{pairs}</dl></details>")
     return "".join(parts)
@@ -164,20 +119,9 @@ def _pairs(found: Sequence[dict]) -> str:
     return "<br>".join(items) or "none"
 
 
-def _sweep(found: Sweep, content: ReportTable, beside: str) -> str:
-    parts = [f'<h3 id="{found.anchor}">{escape(found.name)}</h3>']
-    if "prompt_length" in found.varied:
-        caption = "Accuracy over prompt length and fusion (Figure 6): mean ± standard deviation over seeds."
-        parts.append(figure(length_charts(found.finished), caption, {"": f"{beside}/length-{found.anchor}"}))
-    if {"templates", "out_dim"} & set(found.varied):
-        caption = "Accuracy by template set and width of the shared space (Figure 7), ± standard deviation."
-        parts.append(figure(choice_charts(found.finished), caption, {"": f"{beside}/choice-{found.anchor}"}))
-    return "".join(parts) + table(content)
-
-
-def _training(entries: Sequence[Entry], beside: str) -> str:
-    files = {e.name: f"{beside}/loss-{e.anchor}" for e in entries if e.run.history}
-    return figure(loss_charts(entries), "Losses, mean of each epoch.", files)
+def _sweep(found: Sweep, content: ReportTable, drawn: Mapping[str, str]) -> str:
+    heading = f'<h3 id="{found.anchor}">{escape(found.name)}</h3>'
+    return heading + drawn.get(found.anchor, "") + table(content)
 
 
 def _origins(entries: Sequence[Entry], sweeps: Sequence[Sweep], apart: Sequence[str]) -> str:

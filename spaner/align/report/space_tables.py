@@ -11,7 +11,8 @@ from typing import Any
 
 from spaner.align.report.measured import Bench, Entry, Measured
 from spaner.align.report.origin import FROZEN, benches, heading, origin
-from spaner.align.report.table import OURS, Column, Number, ReportTable, Row
+from spaner.align.report.table import OURS, Column, ReportTable, Row
+from spaner.align.score.intervals import Number
 
 PAIRS = [
     Column("modality_gap", "modality gap", "cosine"),

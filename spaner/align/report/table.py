@@ -1,6 +1,5 @@
-"""The model of a table: every number with its unit, how sure it is, its mark and where it came from.
+"""The model of a table: every number with its unit, its mark and where it came from.
 
-    Number        a value with its 95 % interval over test rows, or its deviation over repetitions
     Row           cells by column, marked "ours", "published" or "not comparable" (and then why)
     ReportTable   columns and rows in groups: printed on the page and the terminal, listed in `numbers.csv`
 
@@ -10,43 +9,13 @@ score, one without a space no cosine. Nothing is measured or drawn here.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spaner.align.score.intervals import Interval
+from spaner.align.score.intervals import Number
 
 OURS, PUBLISHED, APART = "ours", "published", "not comparable"
-
-
-@dataclass(frozen=True)
-class Number:
-    """A measured value: `low` and `high` bound its 95 % interval over test rows, or `std` is the sample's
-    standard deviation over `n` repetitions."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    std: float | None = None
-    n: int = 1
-
-    @staticmethod
-    def of(value: Interval | float | None) -> Number | None:
-        """A number from an interval, a plain float, or nothing."""
-        if isinstance(value, Interval):
-            return Number(value.mean, value.low, value.high)
-        return None if value is None else Number(float(value))
-
-    @staticmethod
-    def over(values: Iterable[float | None]) -> Number | None:
-        """Mean and deviation over repetitions; nothing where one of them has no value."""
-        found = list(values)
-        known = [float(value) for value in found if value is not None]
-        if not known or len(known) < len(found):
-            return None
-        std = statistics.stdev(known) if len(known) > 1 else None
-        return Number(statistics.fmean(known), std=std, n=len(known))
 
 
 Cell = Number | str | None
@@ -148,6 +117,11 @@ def bounds(cell: Cell, unit: str) -> str:
     if cell.low is None or cell.high is None:
         return ""
     return f"{_text(cell.low, unit)} … {_text(cell.high, unit)}"
+
+
+def told(cell: Cell, unit: str) -> str:
+    """A number with how sure it is, in a line."""
+    return " ".join(filter(None, [text(cell, unit), bounds(cell, unit)]))
 
 
 def _text(value: float, unit: str) -> str:

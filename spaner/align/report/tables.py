@@ -18,9 +18,9 @@ from spaner import cache as caches
 from spaner.align.report import published, space_tables
 from spaner.align.report.measured import KINDS, RESAMPLES, Entry
 from spaner.align.report.origin import FROZEN, benches, heading, origin, why_apart
-from spaner.align.report.table import APART, OURS, Cell, Column, Number, ReportTable, Row, averaged
+from spaner.align.report.table import APART, OURS, Cell, Column, ReportTable, Row, averaged
 from spaner.align.score import evaluate
-from spaner.align.score.intervals import bootstrap, paired_difference
+from spaner.align.score.intervals import Number, bootstrap, paired_difference
 from spaner.errors import SpanerError
 
 ACCURACY = [

@@ -16,8 +16,9 @@ from pathlib import Path
 from spaner.align.report import origin
 from spaner.align.report import sweep as report_sweep
 from spaner.align.report import tables as report_tables
-from spaner.align.report.files import draw_figures, write_numbers
+from spaner.align.report.exhibits import exhibits, files
 from spaner.align.report.measured import measure
+from spaner.align.report.numbers import write_numbers
 from spaner.align.report.page import page
 from spaner.align.report.sections import head, sections
 from spaner.align.report.tables import shift_table
@@ -63,16 +64,16 @@ def write(
     tables += [report_sweep.table(sweep) for sweep in found]
     apart = origin.apart(entries)
     folder = out.with_name(f"{out.stem}_files")
-    files = write_numbers(folder, tables, entries, found, apart)
-    if figures:
-        tell("drawing the figures")
-        files += draw_figures(folder, entries, found)
-    parts = list(sections(entries, tables, found, apart, folder.name))
-    text = page(_title(entries, found), head(entries, apart), parts, _footer(folder.name))
+    written = write_numbers(folder, tables, entries, found, apart)
+    tell("drawing the figures")
+    shown = exhibits(entries, found)
+    written += files(shown, folder) if figures else []
+    parts = list(sections(entries, tables, found, apart, shown, folder.name if figures else ""))
+    text = page(_title(entries, found), head(entries, apart), parts, _footer(folder.name, figures=figures))
     part = out.with_name(f".{out.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(out)
-    return [out, *files]
+    return [out, *written]
 
 
 def _title(entries: Sequence, found: Sequence) -> str:
@@ -81,10 +82,11 @@ def _title(entries: Sequence, found: Sequence) -> str:
     return f"Did it align? {', '.join(datasets)}"
 
 
-def _footer(beside: str) -> str:
+def _footer(beside: str, *, figures: bool) -> str:
     beside = escape(beside)
+    drawn = f", and every figure as PNG and SVG in {beside}/" if figures else ""
     return (
         f'<p>Beside this page: <a href="{beside}/numbers.csv">numbers.csv</a>, '
-        f'<a href="{beside}/numbers.json">numbers.json</a>, and every figure as PNG and SVG in {beside}/. '
+        f'<a href="{beside}/numbers.json">numbers.json</a>{drawn}. '
         "Hover a table row for the origin of its numbers. Made by spaner.</p>"
     )

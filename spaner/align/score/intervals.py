@@ -1,4 +1,5 @@
-"""How sure a mean over test rows is: bootstrap intervals, and paired differences between two runs.
+"""A number and how sure it is: bootstrap intervals over test rows, paired differences between two runs, and
+means over repetitions.
 
 The interval is the percentile bootstrap over test rows: it answers "what if other rows had been tested", not
 "what if training had begun with another seed". Seeded: the same values give the same interval on every
@@ -7,6 +8,8 @@ machine.
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +22,30 @@ BLOCK = 1 << 21
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with the bounds of its confidence interval."""
+class Number:
+    """A measured value: `low` and `high` bound its 95 % interval over test rows, or `std` is the sample's
+    standard deviation over `n` repetitions."""
 
-    mean: float
-    low: float
-    high: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+    std: float | None = None
+    n: int = 1
+
+    @staticmethod
+    def of(value: Number | float | None) -> Number | None:
+        """A number as it is, a plain float as one, or nothing."""
+        return value if value is None or isinstance(value, Number) else Number(float(value))
+
+    @staticmethod
+    def over(values: Iterable[float | None]) -> Number | None:
+        """Mean and deviation over repetitions; nothing where one of them has no value."""
+        found = list(values)
+        known = [float(value) for value in found if value is not None]
+        if not known or len(known) < len(found):
+            return None
+        std = statistics.stdev(known) if len(known) > 1 else None
+        return Number(statistics.fmean(known), std=std, n=len(known))
 
 
 def bootstrap(
@@ -33,7 +54,7 @@ def bootstrap(
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> Number:
     """Mean of one value per test row (credit, cosine, margin …) with its bootstrap interval.
 
     Raises:
@@ -57,7 +78,7 @@ def bootstrap(
     ]
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    return Number(float(values.mean()), float(low), float(high))
 
 
 def paired_difference(
@@ -67,7 +88,7 @@ def paired_difference(
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> Number:
     """Mean of a - b with its interval; entry i of both is the same test row, so what rows share cancels.
 
     An interval that excludes 0 says that the two differ on these rows.

@@ -26,7 +26,7 @@ import torch
 import spaner.cache
 from spaner.align.methods.task import Task
 from spaner.align.score.evaluate import evaluate_modalities, matches, zero_shot
-from spaner.align.score.intervals import paired_difference
+from spaner.align.score.intervals import Number, paired_difference
 from spaner.align.score.tables import opened_cache, tested_table
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
@@ -226,7 +226,7 @@ def _row(
         row[kind] = _mean([float(credit.mean()) for credit in own])
         between = paired_difference(theirs.mean(0), own.mean(0))
         by_seed = (theirs.mean(1) - own.mean(1)).tolist()
-        row[f"{kind}_lost"] = {"mean": between.mean, "low": between.low, "high": between.high}
+        row[f"{kind}_lost"] = {"mean": between.value, "low": between.low, "high": between.high}
         row[f"{kind}_lost"]["std"] = _mean(by_seed)["std"]
     pairs = [cell["pairs"] for cell in cells if cell["pairs"] is not None]
     row["pairs"] = _mean(pairs) if pairs else None
@@ -236,7 +236,8 @@ def _row(
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+    number = Number.over(values) or Number(float("nan"))
+    return {"mean": number.value, "std": number.std or 0.0}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import Any
 import spaner.cache
 from spaner import registry
 from spaner.align.methods.method import METHODS, method
+from spaner.align.score.intervals import Number
 from spaner.align.train.cells import Cell
 from spaner.align.train.config import RECIPES, TrainConfig
 from spaner.align.train.sweep import identity_of, result_file, results_of, scores, summary
@@ -31,13 +32,22 @@ class Comparison:
     """What the cells of one cache gave.
 
     `rows` are `summary`'s, one a method and number of shots: `method`, `shots`, `cells`, `failed`, `chosen`
-    (who chose the settings), and pairs (mean, std) for the names of `numbers`.
+    (who chose the settings), and a `Number` for each name of `numbers`.
     """
 
     name: str
     folder: Path
     results: list[dict[str, Any]]
     rows: list[dict[str, Any]]
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The rows as JSON types: a number as its mean and deviation."""
+        return [{name: _pair(value) for name, value in row.items()} for row in self.rows]
+
+
+def _pair(value: Any) -> Any:
+    return (value.value, value.std or 0.0) if isinstance(value, Number) else value
 
 
 def compare(
@@ -237,9 +247,9 @@ def refused(found: Comparison) -> list[str]:
 def write(found: Comparison) -> None:
     """Rows and cells as ``compare.json``, rows as ``compare.csv``, in the folder."""
     found.folder.mkdir(parents=True, exist_ok=True)
-    told = {"data": found.name, "rows": found.rows, "cells": found.results}
+    told = {"data": found.name, "rows": found.told, "cells": found.results}
     (found.folder / "compare.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    flat = [_flat(row) for row in found.rows]
+    flat = [_flat(row) for row in found.told]
     with (found.folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in flat for name in row)))
         writer.writeheader()

@@ -208,7 +208,7 @@ class Run:
         """
         folder = Path(folder)
         result = self.result | run_folder.way_to(self.cache, folder) | {"history": self.history}
-        run_folder.write(folder, self.model.state(), result, f"{self.dataset}, {self.config.title}")
+        run_folder.write(folder, self.model.state(), result)
         return folder
 
 

@@ -2,7 +2,7 @@
 
     <run>/model.safetensors   weights; resolved config, encoders and class names' hash in the metadata
           config.json         every setting
-          loss.csv  loss.png  history per epoch
+          loss.csv            history per epoch
           result.json         facts, metrics and where the cache lies, seen from this folder; schema
           "spaner-run/1"; written last: with it the run is finished
 
@@ -45,11 +45,11 @@ TIED = (
 )
 
 
-def write(folder: Path, state: Mapping[str, torch.Tensor], result: Mapping[str, Any], title: str) -> None:
+def write(folder: Path, state: Mapping[str, torch.Tensor], result: Mapping[str, Any]) -> None:
     """Write the run folder at once, replacing an older run of that name.
 
     Args:
-        result: what result.json will hold; its history, under "history", goes into files of its own.
+        result: what result.json will hold; its history, under "history", goes into a file of its own.
 
     Raises:
         RunError: the folder holds something that is not a run.
@@ -69,7 +69,6 @@ def write(folder: Path, state: Mapping[str, torch.Tensor], result: Mapping[str, 
         _write_json(part / "config.json", result["config"])
         if history:
             _write_history(part / "loss.csv", history)
-            _draw_history(part / "loss.png", history, title)
         _write_json(part / "result.json", result)
         _replace(folder, part)
     finally:
@@ -176,27 +175,3 @@ def _read_history(file: Path) -> list[dict[str, float]]:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     except (OSError, TypeError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}; run `spaner train` again") from None
-
-
-def _draw_history(file: Path, history: list[dict[str, float]], title: str) -> None:
-    """The losses over the epochs, as a picture."""
-    from matplotlib.figure import Figure  # slow to import; pyplot would bring global state and windows
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    epochs = [entry["epoch"] for entry in history]
-    labels = {"loss": "loss L", "align": "alignment, f", "ca": "cross-attention, z"}
-    for name, label in labels.items():
-        if name in history[0]:
-            axes.plot(
-                epochs,
-                [entry[name] for entry in history],
-                label=label,
-                marker="." if len(epochs) < 3 else None,
-            )
-    axes.set(xlabel="epoch", ylabel="cross entropy (nats)", title=title, ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(file)

@@ -9,13 +9,13 @@ import csv
 import hashlib
 import itertools
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import spaner.cache
 from spaner.align.score.evaluate import opened_cache
+from spaner.align.score.intervals import Number
 from spaner.align.score.tables import tested_table
 from spaner.align.train.cells import Cell, run_cells
 from spaner.align.train.config import TrainConfig, parts_of
@@ -203,8 +203,7 @@ def summary(
 
     Returns:
         One row per combination: its settings, ``cells`` (how many succeeded), ``failed``, and for each name
-        of `numbers` a pair (mean, std), or None where no cell has it. The standard deviation is the sample's
-        (n − 1); 0 for one cell.
+        of `numbers` a `Number` over the cells that have it, or None where no cell has.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     numbers = numbers or scores
@@ -220,13 +219,8 @@ def _mean_row(
     metrics = [numbers(m) for m in members if m["status"] == "ok"]
     row: dict[str, Any] = {"cells": len(metrics), "failed": len(members) - len(metrics)}
     for name in metrics[0] if metrics else ():
-        values = [value for m in metrics if (value := m[name]) is not None]
-        row[name] = None if not values else (statistics.fmean(values), _spread(values))
+        row[name] = Number.over(value for m in metrics if (value := m[name]) is not None)
     return row
-
-
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def scores(result: Mapping[str, Any]) -> dict[str, float | None]:
