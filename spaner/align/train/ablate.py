@@ -236,7 +236,8 @@ def _row(
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    number = Number.over(values) or Number(float("nan"))
+    number = Number.over(values)
+    assert number is not None
     return {"mean": number.value, "std": number.std or 0.0}
 
 
