@@ -26,7 +26,8 @@ def option(
     high: float | None = None,
     axis: str | None = "",
     grid: tuple[Any, ...] = (),
-    when: tuple[str, Any] | None = None,
+    when: tuple[str, tuple[Any, ...]] | None = None,
+    start: Any = None,
     stacks: bool = False,
 ) -> Any:
     """A dataclass field that is a setting.
@@ -36,11 +37,12 @@ def option(
         low, high: inclusive limits of a number.
         axis: option of `spaner sweep` that takes a list of values; default the name and an s; None: no axis.
         grid: values that `--select val` chooses from.
-        when: (setting, value): the grid is searched only where that setting has that value.
+        when: (setting, values): the grid is searched only where that setting has one of the values.
+        start: what stands where the grid is open and validation finds nothing better; default the default.
         stacks: cells that differ in it alone have parameters and steps of the same shape.
     """
     facts = {"help": help, "low": low, "high": high, "axis": axis, "grid": grid}
-    facts |= {"when": when, "stacks": stacks}
+    facts |= {"when": when, "start": start, "stacks": stacks}
     return field(default=default, metadata=facts)
 
 
@@ -63,9 +65,17 @@ def open_grids(settings: Any) -> dict[str, tuple[Any, ...]]:
     found = {}
     for each in dataclasses.fields(settings):
         when = each.metadata.get("when")
-        if each.metadata.get("grid") and (when is None or getattr(settings, when[0]) == when[1]):
+        if each.metadata.get("grid") and (when is None or getattr(settings, when[0]) in when[1]):
             found[each.name] = each.metadata["grid"]
     return found
+
+
+def starts(settings: Any) -> dict[str, Any]:
+    """The values from which a search over `open_grids` begins."""
+    told = {f.name: f.metadata["start"] for f in dataclasses.fields(settings) if f.metadata.get("grid")}
+    return {
+        name: getattr(settings, name) if told[name] is None else told[name] for name in open_grids(settings)
+    }
 
 
 def changed(settings: Any) -> dict[str, Any]:

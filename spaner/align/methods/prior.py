@@ -1,19 +1,23 @@
-"""A closed-form prior for a trained space: Gaussians of the frozen embeddings that join its scores.
+"""A closed-form prior for a trained space: heads on the frozen embeddings that join its scores.
 
-    scores = s cos(f, t_k) + alpha c (x' P mu_k - mu_k' P mu_k / 2),   P = (S + gamma tr(S)/D I)^-1
+    scores = s cos(f, t_k) + w s k(x, S) A_k + alpha c (x' P mu_k - mu_k' P mu_k / 2)
 
-with mu_k the class means of the unit rows x that train (all views), S their covariance around the means, and
-gamma the share of the mean variance that shrinks it. The arithmetic is `gda`'s. c makes the head spread over
-the classes, on the training rows, as zero-shot's logits do: so alpha means the same at one shot, where S is
-made of two views of one picture, and at sixteen.
+The first head (`kernel`) is `proker`'s: kernel ridge regression of what zero-shot gets wrong on the training
+rows S, view 0. It says little where there is no training row near, so it does no harm at one shot. The second
+(`gda`) is `gda`'s: Gaussians of one covariance, with mu_k the class means of the unit rows x that train (all
+views), S their covariance around the means, P = (S + gamma tr(S)/D I)^-1, and gamma the share of the mean
+variance that shrinks it. c makes the head spread over the classes, on the training rows, as zero-shot's
+logits do: so alpha means the same at one shot, where S is made of two views of one picture, and at sixteen.
 
-Ours: a head alone has no space, a space alone forgets the second moments of its rows. `embed` and every
-cosine stay those of the space. A query of other classes is answered as far as it names classes that were
-learned; a class that was not is scored by the space alone, and then so are all, since a sum with the head
-would favour the others.
+Ours: a head alone has no space, a space alone forgets what its rows say besides. `embed` and every cosine
+stay those of the space. A query of other classes is answered as far as it names classes that were learned; a
+class that was not is scored by the space alone, and then so are all, since a sum with a head would favour the
+others.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -21,71 +25,186 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spaner.align.methods.gda import gaussian_head, shrunk_covariance
-from spaner.align.methods.support import class_means
+from spaner.align.methods.proker import QUICK_ROWS, KernelProblem, frequencies, published
+from spaner.align.methods.support import class_means, trained_texts
 from spaner.align.methods.task import Query, Task
 
+FEATURES = 4_096
+"""Random features that replace the kernel where there are more than `QUICK_ROWS` training rows."""
 
-class GaussianPrior(nn.Module):
-    """Head W (C, D) and b (C) as buffers; `weight` is alpha.
 
-    What is needed to shrink it differently is kept until the run is saved: refitting costs one solve.
-    """
+@dataclass(frozen=True)
+class Strengths:
+    """The numbers of a prior: alpha and gamma of the Gaussians; w, beta and lambda of the kernel, where None
+    stands for what was published for the number of shots."""
 
-    def __init__(self, classes: int, width: int, class_names: tuple[str, ...], weight: float) -> None:
+    prior_weight: float
+    shrinkage: float
+    kernel_weight: float
+    kernel_beta: float | None = None
+    kernel_lam: float | None = None
+
+
+class Gaussians(nn.Module):
+    """W (C, D) and b (C), at the spread of zero-shot's logits."""
+
+    def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        self.class_names, self.alpha = class_names, weight
-        self.head: Tensor
+        self.weight: Tensor
         self.bias: Tensor
-        self.register_buffer("head", torch.zeros(classes, width))
+        self.register_buffer("weight", torch.zeros(classes, width))
         self.register_buffer("bias", torch.zeros(classes))
-        self._task: Task | None = None
 
     def fit(self, task: Task, shrinkage: float) -> Self:
-        """Means, covariance and one solve, in float64; zeros where the rows have no covariance at all (one
-        view and one row a class) or a class has no row."""
-        self._task = task
+        """Means, covariance and one solve, in float64; zeros where a class has fewer than two rows: the views
+        of one picture tell how pictures are cropped, not how they differ."""
         rows = task.x.flatten(0, 1).double()
         labels = task.labels.repeat_interleave(task.x.shape[1])
-        counts = torch.bincount(labels, minlength=len(self.class_names))
-        if counts.min() < 1:
+        if task.labels.bincount(minlength=len(self.bias)).min() < 2:
             return self
-        means = class_means(rows, labels, len(self.class_names))
+        means = class_means(rows, labels, len(self.bias))
         shrunk = shrunk_covariance(rows, labels, means, shrinkage)
         if shrunk.trace() > 1e-12 * len(rows):
-            head, bias = gaussian_head(means, shrunk)
-            scale = _spread(task, rows) / (rows @ head.T + bias).std(1).mean()
-            self.head = (scale * head).float()
+            weight, bias = gaussian_head(means, shrunk)
+            scale = _spread(task, rows) / (rows @ weight.T + bias).std(1).mean()
+            self.weight = (scale * weight).float()
             self.bias = (scale * (bias - bias.mean())).float()
         return self
 
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        """Logits of every class that was learned."""
+        return x @ self.weight.T + self.bias
+
+
+class Kernel(nn.Module):
+    """Training rows (N, D), or directions of random features, and what their kernel is multiplied by."""
+
+    def __init__(self, classes: int, width: int, rows: int = 0, solved: int = 0) -> None:
+        super().__init__()
+        self.rows: Tensor
+        self.solved: Tensor
+        self.beta: Tensor
+        self.register_buffer("rows", torch.zeros(rows, width))
+        self.register_buffer("solved", torch.zeros(solved, classes))
+        self.register_buffer("beta", torch.zeros((), dtype=torch.float64))
+
+    def fit(self, task: Task, beta: float | None, lam: float | None) -> Self:
+        """One solve; nothing where images and texts have different widths."""
+        if len(set(task.widths.values())) > 1:
+            return self
+        rows, usual = task.x[:, 0].contiguous(), published(task)
+        made = frequencies(rows.shape[1], FEATURES, 0) if len(rows) > QUICK_ROWS else None
+        problem = KernelProblem(rows, task.labels, trained_texts(task).classes, made)
+        self.beta = torch.tensor(beta or usual[0], dtype=torch.float64)
+        solution = next(problem.solve(float(self.beta), (lam or usual[1],)))
+        self.rows, self.solved = rows if made is None else made, task.logit_scale * solution
+        return self
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        """Logits of every class that was learned, in blocks of rows."""
+        exact = len(self.solved) == len(self.rows)
+        problem = KernelProblem(self.rows, x.new_zeros(0).long(), self.rows, None if exact else self.rows)
+        beta = float(self.beta)
+        return torch.cat([problem.against(part, beta) @ self.solved for part in x.split(1024)])
+
+
+class ClosedFormPrior(nn.Module):
+    """The heads that `kinds` names ("gda", "kernel", or both with a + between), and their strengths.
+
+    What is needed to solve them with other numbers is kept until the run is saved.
+    """
+
+    def __init__(self, kinds: str, width: int, class_names: tuple[str, ...], strengths: Strengths) -> None:
+        super().__init__()
+        self.class_names, self.strengths = class_names, strengths
+        self.gaussians = Gaussians(len(class_names), width) if "gda" in kinds else None
+        self.kernel = Kernel(len(class_names), width) if "kernel" in kinds else None
+        self._task: Task | None = None
+
+    @property
+    def weight(self) -> float:
+        """0 where nothing is added."""
+        own = self.strengths
+        return max(
+            own.prior_weight if self.gaussians is not None else 0.0,
+            own.kernel_weight if self.kernel is not None else 0.0,
+        )
+
+    def fit(self, task: Task) -> Self:
+        """Solve the heads."""
+        self._task, own = task, self.strengths
+        if self.gaussians is not None:
+            self.gaussians.fit(task, own.shrinkage)
+        if self.kernel is not None:
+            self.kernel.fit(task, own.kernel_beta, own.kernel_lam)
+        return self
+
+    def sized(self, state: Mapping[str, Tensor]) -> Self:
+        """Room for the kernel of a stored prior: its rows are as many as training had."""
+        if self.kernel is not None and {"prior.kernel.rows", "prior.kernel.solved"} <= state.keys():
+            rows, solved = (len(state[f"prior.kernel.{name}"]) for name in ("rows", "solved"))
+            self.kernel = Kernel(len(self.class_names), self.kernel.rows.shape[1], rows, solved)
+        return self
+
+    def with_strengths(self, strengths: Strengths) -> "ClosedFormPrior":
+        """A prior of other strengths; solved again where it was fitted, as it is where it was loaded."""
+        kinds = "gda" * (self.gaussians is not None) + "kernel" * (self.kernel is not None)
+        width = next(b.shape[1] for name, b in self.named_buffers() if name.endswith(("weight", "rows")))
+        other = ClosedFormPrior(kinds, width, self.class_names, strengths)
+        if self._task is not None:
+            return other.fit(self._task)
+        other.gaussians, other.kernel = self.gaussians, self.kernel
+        return other
+
     def forward(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
         """What is added to the logits; zeros where the query names a class that was not learned."""
-        columns = self._columns(query)
-        if columns is None:
-            return x.new_zeros(len(x), len(query.class_names))
-        return self.alpha * (x @ self.head[columns].T + self.bias[columns])
+        columns, own = self._columns(query), self.strengths
+        added = x.new_zeros(len(x), len(query.class_names))
+        if columns is not None and self.gaussians is not None and own.prior_weight:
+            added += own.prior_weight * self.gaussians(x)[:, columns]
+        if columns is not None and self.kernel is not None and own.kernel_weight:
+            added += own.kernel_weight * self.kernel(x)[:, columns]
+        return added
 
     def _columns(self, query: Query) -> Tensor | None:
-        if query.class_names == self.class_names:
-            return torch.arange(len(self.class_names))
         place = {name: i for i, name in enumerate(self.class_names)}
         if any(name not in place for name in query.class_names):
             return None
         return torch.tensor([place[name] for name in query.class_names])
 
     def tune(
-        self, x: Float[Tensor, "N D"], query: Query, grids: Mapping[str, tuple[Any, ...]], shrinkage: float
+        self, x: Float[Tensor, "N D"], query: Query, grids: Mapping[str, tuple[Any, ...]]
     ) -> Iterator[tuple[dict[str, Any], Float[Tensor, "N C"]]]:
-        """What would be added for every combination; the prior is left as the last of them."""
-        assert self._task is not None  # tuned where it was fitted, never after loading
-        chosen = self.alpha
-        for gamma in grids.get("shrinkage", (shrinkage,)):
-            self.fit(self._task, gamma)
-            self.alpha = 1.0
-            plain = self(x, query)
-            for alpha in grids.get("prior_weight", (chosen,)):
-                yield {"shrinkage": gamma, "prior_weight": alpha}, alpha * plain
-        self.alpha = chosen
+        """What would be added for every combination: a solve for each kernel and each shrinkage."""
+        columns = self._columns(query)
+        kernels = [(choice, head(x)[:, columns]) for choice, head in self._kernels(grids)]
+        gaussians = [(choice, head(x)[:, columns]) for choice, head in self._gaussians(grids)]
+        alphas = grids.get("prior_weight", (self.strengths.prior_weight,)) if gaussians else ()
+        for kernel, near in kernels or [({}, x.new_zeros(()))]:
+            added = self.strengths.kernel_weight * near
+            for shrinkage, far in gaussians:
+                for alpha in alphas:
+                    yield {**kernel, **shrinkage, "prior_weight": alpha}, added + alpha * far
+            if not gaussians:
+                yield kernel, added
+
+    def _kernels(self, grids: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[dict[str, Any], Kernel]]:
+        if self.kernel is None or self._task is None:
+            return
+        names = [name for name in ("kernel_beta", "kernel_lam") if name in grids]
+        for values in itertools.product(*(grids[name] for name in names)):
+            choice = dict(zip(names, values, strict=True))
+            own = replace(self.strengths, **choice)
+            kernel = Kernel(len(self.class_names), self.kernel.rows.shape[1])
+            yield choice, kernel.fit(self._task, own.kernel_beta, own.kernel_lam)
+
+    def _gaussians(self, grids: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[dict[str, Any], Gaussians]]:
+        if self.gaussians is None or self._task is None:
+            return
+        for gamma in grids.get("shrinkage", (self.strengths.shrinkage,)):
+            head = Gaussians(*self.gaussians.weight.shape)
+            told = {"shrinkage": gamma} if "shrinkage" in grids else {}
+            yield told, head.fit(self._task, gamma)
 
 
 def _spread(task: Task, rows: Float[Tensor, "n D"]) -> Float[Tensor, ""]:

@@ -64,6 +64,11 @@ class Settings:
         check(self)
 
 
+def published(task: Task) -> tuple[float, float]:
+    """beta and lambda that the authors chose for the number of shots, or the next smaller one."""
+    return CHOSEN[max((known for known in CHOSEN if known <= shots(task)), default=1)]
+
+
 def kernel(a: Float[Tensor, "A D"], b: Float[Tensor, "B D"], beta: float) -> Float[Tensor, "A B"]:
     """exp(-beta (1 - a.b)) of unit rows."""
     return (a @ b.T).sub_(1).mul_(beta).exp_()
@@ -145,7 +150,7 @@ class ProKeR:
             _require_memory(len(rows), settings)
         made = None if exact else frequencies(rows.shape[1], settings.features, settings.seed)
         problem = KernelProblem(rows, task.labels, trained_texts(task).classes, made)
-        beta, lam = CHOSEN[max((known for known in CHOSEN if known <= shots(task)), default=1)]
+        beta, lam = published(task)
         beta, lam = settings.beta or beta, settings.lam or lam
         return cls(problem, task.facts(), beta, lam, next(problem.solve(beta, (lam,))))
 
@@ -175,7 +180,7 @@ class ProKeR:
 
     def tuned_to(self, choice: Mapping[str, Any]) -> Self:
         """Solved again with other numbers."""
-        beta, lam = choice.get("beta", self.beta), choice.get("lam", self.lam)
+        beta, lam = choice.get("beta") or self.beta, choice.get("lam") or self.lam
         return type(self)(self.problem, self.facts, beta, lam, next(self.problem.solve(beta, (lam,))))
 
     def state(self) -> dict[str, Tensor]:

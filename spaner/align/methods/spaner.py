@@ -39,7 +39,7 @@ from spaner.align.methods import method as methods
 from spaner.align.methods import objective
 from spaner.align.methods.loop import optimise, pairs_of
 from spaner.align.methods.losses import collision_rate, pairs
-from spaner.align.methods.prior import GaussianPrior
+from spaner.align.methods.prior import ClosedFormPrior, Strengths
 from spaner.align.methods.state import load_tensors, module_tensors
 from spaner.align.methods.task import Facts, Query, Task, Tools
 from spaner.errors import RecipeError
@@ -76,7 +76,8 @@ class Settings:
         low=0,
         high=1,
         grid=(0.9, 0.75, 0.5),
-        when=("prior", "gda"),
+        when=("prior", ("gda", "kernel", "gda+kernel")),
+        start=0.9,
         stacks=True,
     )
     lam: float = option(1.0, "Weight of the loss on pooled tokens (lambda).", low=0, stacks=True)
@@ -93,22 +94,37 @@ class Settings:
     objective: str = option(
         "pairs", "Losses between modalities: pairs, gram, symile, pmrl, modgap, weighted."
     )
-    prior: Literal["none", "gda"] = option(
-        "none", "A closed-form head on the frozen rows that joins the scores (`methods.prior`)."
+    prior: Literal["none", "gda", "kernel", "gda+kernel"] = option(
+        "none", "Closed-form heads on the frozen rows that join the scores (`methods.prior`)."
     )
     prior_weight: float = option(
-        1.0,
-        "Weight alpha of the prior, beside the space's 1.",
+        0.25,
+        "Weight alpha of the Gaussian head, beside the space's 1.",
         low=0,
-        grid=(1.0, 0.5, 2.0, 4.0, 8.0, 0.25, 0.0),
-        when=("prior", "gda"),
+        grid=(0.25, 0.0, 1.0, 4.0),
+        when=("prior", ("gda", "gda+kernel")),
     )
     shrinkage: float = option(
         0.3,
-        "Share of the mean variance that shrinks the prior's covariance.",
+        "Share of the mean variance that shrinks the Gaussians' covariance.",
         low=1e-6,
-        grid=(0.3, 0.1, 1.0, 10.0),
-        when=("prior", "gda"),
+        grid=(0.3, 0.03),
+        when=("prior", ("gda", "gda+kernel")),
+    )
+    kernel_weight: float = option(1.0, "Weight of the kernel head, beside the space's 1.", low=0)
+    kernel_beta: float | None = option(
+        None,
+        "Sharpness of its kernel; default: ProKeR's for the number of shots.",
+        low=1e-6,
+        grid=(None, 8.0),
+        when=("prior", ("kernel", "gda+kernel")),
+    )
+    kernel_lam: float | None = option(
+        None,
+        "Its ridge lambda; default: ProKeR's for the number of shots.",
+        low=1e-9,
+        grid=(None, 0.3),
+        when=("prior", ("kernel", "gda+kernel")),
     )
 
     def __post_init__(self) -> None:
@@ -136,7 +152,7 @@ class Spaner(nn.Module):
     Settings: ClassVar[type] = Settings
     training: ClassVar[Mapping[str, Any] | None] = {}
     reads_query: ClassVar[bool] = True
-    tuned: ClassVar[tuple[str, ...]] = ("blend", "prior_weight", "shrinkage")
+    tuned: ClassVar[tuple[str, ...]] = ("blend", "prior_weight", "shrinkage", "kernel_beta", "kernel_lam")
 
     def __init__(
         self,
@@ -172,9 +188,9 @@ class Spaner(nn.Module):
         self.aligners, self.inputs = nn.ModuleDict(), nn.ModuleDict()
         for modality, width in widths.items():
             self._add(modality, width, seed)
-        self.prior: GaussianPrior | None = None
-        if self.own.prior == "gda":
-            self.prior = GaussianPrior(len(class_names), self.dim, class_names, self.own.prior_weight)
+        self.prior: ClosedFormPrior | None = None
+        if self.own.prior != "none":
+            self.prior = ClosedFormPrior(self.own.prior, self.dim, class_names, self._strengths())
 
     @classmethod
     def build(cls, settings: Any, facts: Facts) -> Self:
@@ -199,8 +215,12 @@ class Spaner(nn.Module):
     def with_prior(self, task: Task) -> Self:
         """The model itself, its prior fitted where it has one."""
         if self.prior is not None:
-            self.prior.fit(task, self.own.shrinkage)
+            self.prior.fit(task)
         return self
+
+    def _strengths(self) -> Strengths:
+        """The prior's part of the settings."""
+        return Strengths(**{name: getattr(self.own, name) for name in Strengths.__dataclass_fields__})
 
     def state(self) -> dict[str, Tensor]:
         """Prompt, aligners, projections and input maps."""
@@ -209,7 +229,10 @@ class Spaner(nn.Module):
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
         """The inverse of `state`."""
-        return load_tensors(cls.build(settings, facts), state).eval()
+        model = cls.build(settings, facts)
+        if model.prior is not None:
+            model.prior.sized(state)
+        return load_tensors(model, state).eval()
 
     def joined(self, modality: str, width: int, seed: int) -> Self:
         """A copy that one modality joins; nothing but its aligner and input map takes a gradient."""
@@ -340,8 +363,8 @@ class Spaner(nn.Module):
 
     @property
     def prior_weight(self) -> float:
-        """alpha; 0 without a prior."""
-        return 0.0 if self.prior is None else self.prior.alpha
+        """The larger weight of a head that joins the scores; 0 without one."""
+        return 0.0 if self.prior is None else self.prior.weight
 
     def prior_scores(self, x: Float[Tensor, "N M"], query: Query) -> Float[Tensor, "N C"]:
         """What joins the scaled cosines."""
@@ -351,15 +374,18 @@ class Spaner(nn.Module):
     def tune(
         self, x: Float[Tensor, "N M"], query: Query, grids: Mapping[str, tuple[Any, ...]]
     ) -> Iterator[tuple[dict[str, Any], Float[Tensor, "N C"]]]:
-        """Every blend, and every weight and shrinkage of the prior: a solve each, no training."""
+        """Every blend, and all numbers of the prior: a solve for each of its heads, no training."""
         if self.prior is None:
             return
-        added = list(self.prior.tune(x, query, grids, self.own.shrinkage))
+        spaces = []
         for blend in grids.get("blend", (self.own.blend,)):
-            model = self.tuned_to({"blend": blend, "prior_weight": 0.0})
-            alone = model.scores(x, query)
-            for choice, more in added:
-                yield {"blend": blend, **choice}, alone + more
+            model = copy.copy(self)
+            model._modules = self._modules | {"prior": None}
+            model.own = replace(self.own, blend=blend)
+            spaces.append(({"blend": blend} if "blend" in grids else {}, model.scores(x, query)))
+        for choice, more in self.prior.tune(x, query, grids):
+            for blend, alone in spaces:
+                yield {**blend, **choice}, alone + more
 
     def tuned_to(self, choice: Mapping[str, Any]) -> Self:
         """The same space with another prior."""
@@ -367,11 +393,7 @@ class Spaner(nn.Module):
         model._modules = dict(self._modules)
         model.own = replace(self.own, **choice)
         if self.prior is not None:
-            model.prior = copy.copy(self.prior)
-            model.prior._buffers = dict(self.prior._buffers)
-            model.prior.alpha = model.own.prior_weight
-            if self.prior._task is not None:
-                model.prior.fit(self.prior._task, model.own.shrinkage)
+            model.prior = self.prior.with_strengths(model._strengths())
         return model
 
 

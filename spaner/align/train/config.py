@@ -30,8 +30,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     # Start from the frozen space and keep half of it: better in the domain and under domain shift.
     "anchored": {"init": "identity", "blend": 0.5, "epochs": 100},
-    # The same, and a closed-form head on the frozen rows joins its scores, as strongly as validation says.
-    "anchored-prior": {"init": "identity", "epochs": 100, "prior": "gda"},
+    # Nearer to the frozen space, and closed forms on its rows join the scores as far as validation says.
+    "anchored-prior": {"init": "identity", "epochs": 100, "prior": "gda+kernel"},
 }
 
 
@@ -143,6 +143,11 @@ class TrainConfig:
         """Setting -> values, of all that validation chooses: those with a grid that were not given."""
         every = {name: grid for part in self.parts for name, grid in settings.open_grids(part).items()}
         return {name: values for name, values in every.items() if name not in self.given}
+
+    def starts(self) -> dict[str, Any]:
+        """Where choosing begins: the value of every setting of `open_grid` that needs no validation rows."""
+        every = {name: value for part in self.parts for name, value in settings.starts(part).items()}
+        return {name: every[name] for name in self.open_grid()}
 
     @property
     def title(self) -> str:

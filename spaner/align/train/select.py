@@ -1,20 +1,35 @@
 """Choosing settings honestly: on few-shot validation rows, with a receipt of everything that was tried.
 
-A method's fields with a grid that were not given are chosen: `--select val` scores the grid on the validation
-rows of the task and refits on nothing else; the first of equals wins, in the order of the grid. `--select
-published` keeps the authors' fixed values. There is no way to choose on test rows: a task holds none.
+A method's fields with a grid that were not given are chosen. `--select val` scores every combination, and the
+authors' own values before all others, on the validation rows of the task, and refits on nothing else. What is
+compared is the cross entropy of each row, at the temperature that suits the combination best. The published
+values stay unless another combination is better by more than one standard error of the paired difference (the
+rule of Breiman et al. 1984): at one shot there is one validation row a class, and the best accuracy of a
+hundred candidates on ten rows is luck. `docs/log.md` has what other rules gave. `--select published` keeps
+the authors' values. There is no way to choose on test rows: a task holds none.
 """
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from spaner.align.methods.method import Tunable
-from spaner.align.methods.task import Samples, Task, Tools
+from spaner.align.methods.task import Task, Tools
 from spaner.align.train.config import TrainConfig
+
+ERRORS = 1.0
+"""Standard errors by which a combination must be better than the published one."""
+
+STEPS, FURTHEST = (4.0, 2.0, 2**0.5, 2**0.25), 2.0**14
+"""Factors by which the temperature is searched, from coarse to fine, and how far it may go."""
+
+WORST = 100.0
+"""Most nats that a row costs: a class that a head has never seen has a score of minus infinity."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,9 @@ class Receipt:
     """How settings came about: who chose, from what, on which rows, every score, and the choice.
 
     `by` is "val", "published" (the grid was left alone, `why` says for what reason) or "none" (the method has
-    nothing to choose). `scores` are accuracies on the validation rows, in the order of `tried`.
+    nothing to choose). In the order of `tried`, whose first are the published values: `scores` are accuracies
+    on the validation rows, `nll` their mean cross entropies at the best temperature, and `errors` how many
+    standard errors a combination is better than the first (negative: worse).
     """
 
     by: str
@@ -32,6 +49,8 @@ class Receipt:
     rows_sha256: str = ""
     tried: tuple[dict[str, Any], ...] = ()
     scores: tuple[float, ...] = ()
+    nll: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
     choice: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -48,24 +67,19 @@ def fit_chosen(
         The fitted method, the configuration with the choice in it, and the receipt.
     """
     grid = config.open_grid()
+    config = config.replace(**config.starts())
     if not grid or config.select == "published" or task.validation is None:
         return method.fit(task, config, tools), config, _unchosen(grid, config, task)
-    best: tuple[float, dict[str, Any], Any] | None = None
-    tried, scores = [], []
+    judge, best = Judge(task.validation.labels), None
     for choice, fitted, found in _candidates(method, task, config, tools, grid):
-        tried.append(choice)
-        scores.append(accuracy(found, task.validation.labels))
-        if best is None or scores[-1] > best[0]:
-            best = scores[-1], choice, fitted
-    assert best is not None  # a grid is never empty
-    _, choice, fitted = best
-    if isinstance(fitted, Tunable):
-        fitted = fitted.tuned_to({name: choice[name] for name in fitted.tuned if name in choice})
-    validation = task.validation
-    receipt = Receipt(
-        "val", "", grid, len(validation.labels), validation.draw.sha256, tuple(tried), tuple(scores), choice
-    )
-    return fitted, config.replace(**choice), receipt
+        if judge.leads(choice, found):
+            best = fitted
+    choice = judge.choice
+    if isinstance(best, Tunable):
+        told = {name: choice[name] for name in best.tuned if choice.get(name) is not None}
+        best = best.tuned_to(told)
+    rows = task.validation
+    return best, config.replace(**choice), judge.receipt(grid, rows.draw.sha256)
 
 
 def _unchosen(grid: dict[str, tuple[Any, ...]], config: TrainConfig, task: Task) -> Receipt:
@@ -75,27 +89,100 @@ def _unchosen(grid: dict[str, tuple[Any, ...]], config: TrainConfig, task: Task)
     return Receipt("published", why, choice={name: getattr(config, name) for name in grid})
 
 
-def _candidates(method: Any, task: Task, config: TrainConfig, tools: Tools, grid: dict[str, tuple[Any, ...]]):
-    """(choice, fitted, scores of the validation rows): a fit for each combination that needs one, and of each
-    fit everything that it can be tuned to."""
+def _candidates(
+    method: Any, task: Task, config: TrainConfig, tools: Tools, grid: Mapping[str, tuple[Any, ...]]
+) -> Iterator[tuple[dict[str, Any], Any, Float[Tensor, "n C"]]]:
+    """(choice, fitted, scores of the validation rows): the published values first, then a fit for each
+    combination that needs one, and of each fit everything that it can be tuned to."""
     tuned = getattr(method, "tuned", ())
     refit = {name: values for name, values in grid.items() if name not in tuned}
     after = {name: values for name, values in grid.items() if name in tuned}
     assert task.validation is not None
-    x, query = _centre(task.validation), task.query("text")
+    x, query = task.validation.x[:, 0], task.query("text")  # the centre view, which evaluation sees
+    published = {name: getattr(config, name) for name in grid}
+    own = {name: published[name] for name in refit}
+    fitted = method.fit(task, config, tools)
+    yield published, fitted, fitted.scores(x, query)
     for values in itertools.product(*refit.values()):
         choice = dict(zip(refit, values, strict=True))
-        fitted = method.fit(task, config.replace(**choice), tools)
-        if not after:
-            yield choice, fitted, fitted.scores(x, query)
+        if choice != own:
+            fitted = method.fit(task, config.replace(**choice), tools)
+            if not after:
+                yield choice, fitted, fitted.scores(x, query)
+        elif not after:
             continue
-        for further, scores in fitted.tune(x, query, after):
-            yield choice | further, fitted, scores
+        for further, scores in fitted.tune(x, query, after) if after else ():
+            if (combination := choice | further) != published:
+                yield combination, fitted, scores
 
 
-def _centre(samples: Samples) -> Float[Tensor, "N D"]:
-    """View 0, which is what evaluation sees."""
-    return samples.x[:, 0]
+@dataclass
+class Judge:
+    """Compares combinations, one after another, on rows with these labels.
+
+    Holds what every combination cost each row's mean, and of two combinations the whole rows: the first,
+    which the others must beat, and the one that leads.
+    """
+
+    labels: Int[Tensor, " n"]
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    choice: dict[str, Any] = field(default_factory=dict)
+    _first: Tensor | None = None
+    _lead: float = 0.0
+
+    def leads(self, choice: dict[str, Any], scores: Float[Tensor, "n C"]) -> bool:
+        """Write a combination down; whether it is the best so far.
+
+        The best has the lowest upper bound, mean plus `ERRORS` standard errors, of its difference to the
+        first; the first itself has 0, and of equals the earlier leads.
+        """
+        rows = surprise(scores.detach(), self.labels)
+        first = self._first is None
+        if self._first is None:
+            self._first = rows
+        better = self._first - rows
+        error = float(better.std()) / len(rows) ** 0.5 if len(rows) > 1 else float("inf")
+        mean = float(better.mean())
+        self.tried.append(choice)
+        self.scores.append(accuracy(scores, self.labels))
+        self.nll.append(float(rows.mean()))
+        self.errors.append(mean / error if mean and error else 0.0)
+        bound = ERRORS * error - mean
+        if first or bound < self._lead:
+            self._lead, self.choice = (0.0 if first else bound), choice
+            return True
+        return False
+
+    def receipt(self, grid: dict[str, tuple[Any, ...]], rows_sha256: str) -> Receipt:
+        """Everything that was seen."""
+        seen = tuple(self.scores), tuple(self.nll), tuple(self.errors)
+        return Receipt(
+            "val", "", grid, len(self.labels), rows_sha256, tuple(self.tried), *seen, choice=self.choice
+        )
+
+
+def surprise(scores: Float[Tensor, "n C"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Cross entropy of each row, in nats, at the temperature where their mean is lowest.
+
+    Methods and combinations differ in how large their scores are; that is not what they are compared by. The
+    mean is convex in 1 / temperature, so the walk over a geometric grid stops where it rises.
+    """
+    best = F.cross_entropy(scores, labels, reduction="none").clamp(max=WORST)
+    for step in STEPS:
+        for toward in (step, 1 / step):
+            scale = toward
+            while 1 / FURTHEST <= scale <= FURTHEST:
+                rows = F.cross_entropy(scores * scale, labels, reduction="none").clamp(max=WORST)
+                if not rows.mean() < best.mean():
+                    break
+                best, scale = rows, scale * toward
+            scores = scores * (scale / toward)
+            if scale != toward:
+                break
+    return best
 
 
 def accuracy(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:

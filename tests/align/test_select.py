@@ -1,0 +1,99 @@
+"""Choosing on validation rows: the cost of a row, the rule, and what the receipt says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+from spaner.align.methods import method as methods
+from spaner.align.methods.task import Tools
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.select import Judge, fit_chosen, surprise
+from tests.align.few_shot import CLASSES, task
+
+LABELS = torch.arange(6).repeat(5)
+
+
+def scores(strength, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(30, 6, generator=generator) + strength * torch.eye(6)[LABELS]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0, 40.0, 1e3])
+def test_the_cost_of_a_row_is_its_cross_entropy_at_the_best_temperature(scale):
+    def mean(log_beta):
+        return float(torch.nn.functional.cross_entropy(np.exp(log_beta) * scores(2.0).double(), LABELS))
+
+    best = minimize_scalar(mean, bounds=(-10, 10), method="bounded").fun
+    assert float(surprise(scale * scores(2.0), LABELS).mean()) == pytest.approx(best, rel=0.01)
+
+
+def test_a_class_that_a_head_does_not_know_costs_a_finite_amount():
+    lacking = scores(2.0)
+    lacking[:, 3] = -torch.inf
+    assert torch.isfinite(surprise(lacking, LABELS)).all()
+
+
+def test_published_values_stay_where_another_is_better_by_luck_alone():
+    judge = Judge(LABELS[:6])
+    judge.leads({"a": 0}, scores(2.0)[:6])
+    for i in range(1, 4):
+        judge.leads({"a": i}, scores(2.05, seed=i)[:6])
+    means = np.array(judge.nll)
+    assert judge.choice == {"a": 0} or means.min() < means[0]
+    assert all(error <= 1 for error in judge.errors) == (judge.choice == {"a": 0})
+
+
+def test_what_is_clearly_better_is_chosen_and_of_equals_the_first():
+    judge = Judge(LABELS)
+    assert judge.leads({"a": 0}, scores(0.5))
+    assert judge.leads({"a": 1}, scores(4.0))
+    assert not judge.leads({"a": 2}, scores(4.0))
+    assert not judge.leads({"a": 3}, scores(0.0))
+    receipt = judge.receipt({"a": (0, 1, 2, 3)}, "ab")
+    assert receipt.choice == {"a": 1}
+    assert receipt.errors[0] == 0
+    assert receipt.errors[1] == receipt.errors[2] > 1
+    assert receipt.errors[3] < 0
+
+
+def test_one_validation_row_moves_nothing():
+    judge = Judge(LABELS[:1])
+    judge.leads({"a": 0}, scores(0.0)[:1])
+    judge.leads({"a": 1}, scores(9.0)[:1])
+    assert judge.choice == {"a": 0}
+
+
+def test_a_method_is_fitted_once_for_all_that_it_can_be_tuned_to(monkeypatch):
+    gda = methods.method("gda")
+    fits = []
+    plain = gda.fit.__func__
+
+    def counted(cls, *given):
+        fits.append(1)
+        return plain(cls, *given)
+
+    monkeypatch.setattr(gda, "fit", classmethod(counted))
+    _, config, receipt = fit_chosen(gda, task(), TrainConfig(method="gda"), Tools())
+    assert len(fits) == 1
+    assert receipt.tried[0] == {"alpha": 0.1}
+    assert sorted(choice["alpha"] for choice in receipt.tried) == sorted(10.0**i for i in range(-4, 3))
+    assert config.alpha == receipt.choice["alpha"]
+
+
+def test_validation_labels_alone_decide(monkeypatch):
+    """Other labels, another choice: what is chosen follows the validation rows."""
+    own = task(shots=8)
+    held = own.validation
+    assert held is not None
+    turned = dataclasses.replace(
+        own, validation=dataclasses.replace(held, labels=(held.labels + 1) % CLASSES)
+    )
+    chosen = [
+        fit_chosen(methods.method("linear_probe"), each, TrainConfig(method="linear_probe"), Tools())[2]
+        for each in (own, turned)
+    ]
+    assert chosen[0].scores != chosen[1].scores
+    assert chosen[0].choice != chosen[1].choice
