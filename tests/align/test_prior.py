@@ -1,12 +1,10 @@
 """The closed-form prior of a trained space: its two heads, their strengths, and what survives a file."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from spaner.align.methods import prior as priors
-from spaner.align.methods.prior import ClosedFormPrior, Gaussians, Kernel, Strengths
+from spaner.align.methods.prior import ClosedFormPrior, Gaussians, Kernel, PriorSettings
 from spaner.align.methods.proker import ProKeR
 from spaner.align.methods.spaner import Spaner
 from spaner.align.methods.task import Query, Tools
@@ -106,11 +104,6 @@ def test_every_combination_of_its_grid_is_what_solving_it_gives(kinds):
 
 def test_widths_that_differ_have_no_kernel_and_still_gaussians():
     other = task(text_width=WIDTH + 1)
-    prior = ClosedFormPrior("gda+kernel", WIDTH, NAMES, Strengths(1.0, 0.3, 1.0)).fit(other)
+    prior = ClosedFormPrior(PriorSettings("gda+kernel", 1.0), WIDTH, NAMES).fit(other)
     x, query = other.validation.x[:, 0], other.query()
     torch.testing.assert_close(prior(x, query), prior.gaussians(x))
-
-
-def test_strengths_are_settings_of_the_method():
-    known = {field.name for field in dataclasses.fields(Spaner.Settings)}
-    assert {field.name for field in dataclasses.fields(Strengths)} <= known

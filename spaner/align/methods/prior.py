@@ -18,7 +18,7 @@ others.
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -28,21 +28,49 @@ from spaner.align.methods.gda import gaussian_head, shrunk_covariance
 from spaner.align.methods.proker import QUICK_ROWS, KernelProblem, frequencies, published
 from spaner.align.methods.support import class_means, trained_texts
 from spaner.align.methods.task import Query, Task
+from spaner.settings import option
 
 FEATURES = 4_096
 """Random features that replace the kernel where there are more than `QUICK_ROWS` training rows."""
 
 
 @dataclass(frozen=True)
-class Strengths:
-    """The numbers of a prior: alpha and gamma of the Gaussians; w, beta and lambda of the kernel, where None
-    stands for what was published for the number of shots."""
+class PriorSettings:
+    """Which heads join, and their numbers: alpha and gamma of the Gaussians, w, beta, lambda of the kernel,
+    where None stands for what was published for the number of shots."""
 
-    prior_weight: float
-    shrinkage: float
-    kernel_weight: float
-    kernel_beta: float | None = None
-    kernel_lam: float | None = None
+    prior: Literal["none", "gda", "kernel", "gda+kernel"] = option(
+        "none", "Closed-form heads on the frozen rows that join the scores (`methods.prior`)."
+    )
+    prior_weight: float = option(
+        0.25,
+        "Weight alpha of the Gaussian head, beside the space's 1.",
+        low=0,
+        grid=(0.25, 0.0, 1.0, 4.0),
+        when=("prior", ("gda", "gda+kernel")),
+    )
+    shrinkage: float = option(
+        0.3,
+        "Share of the mean variance that shrinks the Gaussians' covariance.",
+        low=1e-6,
+        grid=(0.3, 0.03),
+        when=("prior", ("gda", "gda+kernel")),
+    )
+    kernel_weight: float = option(1.0, "Weight of the kernel head, beside the space's 1.", low=0)
+    kernel_beta: float | None = option(
+        None,
+        "Sharpness of its kernel; default: ProKeR's for the number of shots.",
+        low=1e-6,
+        grid=(None, 8.0),
+        when=("prior", ("kernel", "gda+kernel")),
+    )
+    kernel_lam: float | None = option(
+        None,
+        "Its ridge lambda; default: ProKeR's for the number of shots.",
+        low=1e-9,
+        grid=(None, 0.3),
+        when=("prior", ("kernel", "gda+kernel")),
+    )
 
 
 class Gaussians(nn.Module):
@@ -109,22 +137,20 @@ class Kernel(nn.Module):
 
 
 class ClosedFormPrior(nn.Module):
-    """The heads that `kinds` names ("gda", "kernel", or both with a + between), and their strengths.
+    """The heads that the settings name. What is needed to solve them with other numbers is kept until the run
+    is saved."""
 
-    What is needed to solve them with other numbers is kept until the run is saved.
-    """
-
-    def __init__(self, kinds: str, width: int, class_names: tuple[str, ...], strengths: Strengths) -> None:
+    def __init__(self, own: PriorSettings, width: int, class_names: tuple[str, ...]) -> None:
         super().__init__()
-        self.class_names, self.strengths = class_names, strengths
-        self.gaussians = Gaussians(len(class_names), width) if "gda" in kinds else None
-        self.kernel = Kernel(len(class_names), width) if "kernel" in kinds else None
+        self.own, self.width, self.class_names = own, width, class_names
+        self.gaussians = Gaussians(len(class_names), width) if "gda" in own.prior else None
+        self.kernel = Kernel(len(class_names), width) if "kernel" in own.prior else None
         self._task: Task | None = None
 
     @property
     def weight(self) -> float:
         """0 where nothing is added."""
-        own = self.strengths
+        own = self.own
         return max(
             own.prior_weight if self.gaussians is not None else 0.0,
             own.kernel_weight if self.kernel is not None else 0.0,
@@ -132,7 +158,7 @@ class ClosedFormPrior(nn.Module):
 
     def fit(self, task: Task) -> Self:
         """Solve the heads."""
-        self._task, own = task, self.strengths
+        self._task, own = task, self.own
         if self.gaussians is not None:
             self.gaussians.fit(task, own.shrinkage)
         if self.kernel is not None:
@@ -143,14 +169,12 @@ class ClosedFormPrior(nn.Module):
         """Room for the kernel of a stored prior: its rows are as many as training had."""
         if self.kernel is not None and {"prior.kernel.rows", "prior.kernel.solved"} <= state.keys():
             rows, solved = (len(state[f"prior.kernel.{name}"]) for name in ("rows", "solved"))
-            self.kernel = Kernel(len(self.class_names), self.kernel.rows.shape[1], rows, solved)
+            self.kernel = Kernel(len(self.class_names), self.width, rows, solved)
         return self
 
-    def with_strengths(self, strengths: Strengths) -> "ClosedFormPrior":
-        """A prior of other strengths; solved again where it was fitted, as it is where it was loaded."""
-        kinds = "gda" * (self.gaussians is not None) + "kernel" * (self.kernel is not None)
-        width = next(b.shape[1] for name, b in self.named_buffers() if name.endswith(("weight", "rows")))
-        other = ClosedFormPrior(kinds, width, self.class_names, strengths)
+    def with_settings(self, own: PriorSettings) -> "ClosedFormPrior":
+        """A prior of other numbers; solved again where it was fitted, as it is where it was loaded."""
+        other = ClosedFormPrior(own, self.width, self.class_names)
         if self._task is not None:
             return other.fit(self._task)
         other.gaussians, other.kernel = self.gaussians, self.kernel
@@ -158,7 +182,7 @@ class ClosedFormPrior(nn.Module):
 
     def forward(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
         """What is added to the logits; zeros where the query names a class that was not learned."""
-        columns, own = self._columns(query), self.strengths
+        columns, own = self._columns(query), self.own
         added = x.new_zeros(len(x), len(query.class_names))
         if columns is not None and self.gaussians is not None and own.prior_weight:
             added += own.prior_weight * self.gaussians(x)[:, columns]
@@ -179,9 +203,9 @@ class ClosedFormPrior(nn.Module):
         columns = self._columns(query)
         kernels = [(choice, head(x)[:, columns]) for choice, head in self._kernels(grids)]
         gaussians = [(choice, head(x)[:, columns]) for choice, head in self._gaussians(grids)]
-        alphas = grids.get("prior_weight", (self.strengths.prior_weight,)) if gaussians else ()
+        alphas = grids.get("prior_weight", (self.own.prior_weight,)) if gaussians else ()
         for kernel, near in kernels or [({}, x.new_zeros(()))]:
-            added = self.strengths.kernel_weight * near
+            added = self.own.kernel_weight * near
             for shrinkage, far in gaussians:
                 for alpha in alphas:
                     yield {**kernel, **shrinkage, "prior_weight": alpha}, added + alpha * far
@@ -194,14 +218,14 @@ class ClosedFormPrior(nn.Module):
         names = [name for name in ("kernel_beta", "kernel_lam") if name in grids]
         for values in itertools.product(*(grids[name] for name in names)):
             choice = dict(zip(names, values, strict=True))
-            own = replace(self.strengths, **choice)
-            kernel = Kernel(len(self.class_names), self.kernel.rows.shape[1])
+            own = replace(self.own, **choice)
+            kernel = Kernel(len(self.class_names), self.width)
             yield choice, kernel.fit(self._task, own.kernel_beta, own.kernel_lam)
 
     def _gaussians(self, grids: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[dict[str, Any], Gaussians]]:
         if self.gaussians is None or self._task is None:
             return
-        for gamma in grids.get("shrinkage", (self.strengths.shrinkage,)):
+        for gamma in grids.get("shrinkage", (self.own.shrinkage,)):
             head = Gaussians(*self.gaussians.weight.shape)
             told = {"shrinkage": gamma} if "shrinkage" in grids else {}
             yield told, head.fit(self._task, gamma)

@@ -39,7 +39,7 @@ from spaner.align.methods import method as methods
 from spaner.align.methods import objective
 from spaner.align.methods.loop import optimise, pairs_of
 from spaner.align.methods.losses import collision_rate, pairs
-from spaner.align.methods.prior import ClosedFormPrior, Strengths
+from spaner.align.methods.prior import ClosedFormPrior, PriorSettings
 from spaner.align.methods.state import load_tensors, module_tensors
 from spaner.align.methods.task import Facts, Query, Task, Tools
 from spaner.errors import RecipeError
@@ -51,7 +51,7 @@ TOGETHER = 1 << 15
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PriorSettings):
     """SPANER's own settings; the letters are the paper's."""
 
     prompt: Literal["shared", "own", "frozen"] = option(
@@ -93,38 +93,6 @@ class Settings:
     )
     objective: str = option(
         "pairs", "Losses between modalities: pairs, gram, symile, pmrl, modgap, weighted."
-    )
-    prior: Literal["none", "gda", "kernel", "gda+kernel"] = option(
-        "none", "Closed-form heads on the frozen rows that join the scores (`methods.prior`)."
-    )
-    prior_weight: float = option(
-        0.25,
-        "Weight alpha of the Gaussian head, beside the space's 1.",
-        low=0,
-        grid=(0.25, 0.0, 1.0, 4.0),
-        when=("prior", ("gda", "gda+kernel")),
-    )
-    shrinkage: float = option(
-        0.3,
-        "Share of the mean variance that shrinks the Gaussians' covariance.",
-        low=1e-6,
-        grid=(0.3, 0.03),
-        when=("prior", ("gda", "gda+kernel")),
-    )
-    kernel_weight: float = option(1.0, "Weight of the kernel head, beside the space's 1.", low=0)
-    kernel_beta: float | None = option(
-        None,
-        "Sharpness of its kernel; default: ProKeR's for the number of shots.",
-        low=1e-6,
-        grid=(None, 8.0),
-        when=("prior", ("kernel", "gda+kernel")),
-    )
-    kernel_lam: float | None = option(
-        None,
-        "Its ridge lambda; default: ProKeR's for the number of shots.",
-        low=1e-9,
-        grid=(None, 0.3),
-        when=("prior", ("kernel", "gda+kernel")),
     )
 
     def __post_init__(self) -> None:
@@ -190,7 +158,7 @@ class Spaner(nn.Module):
             self._add(modality, width, seed)
         self.prior: ClosedFormPrior | None = None
         if self.own.prior != "none":
-            self.prior = ClosedFormPrior(self.own.prior, self.dim, class_names, self._strengths())
+            self.prior = ClosedFormPrior(self.own, self.dim, class_names)
 
     @classmethod
     def build(cls, settings: Any, facts: Facts) -> Self:
@@ -217,10 +185,6 @@ class Spaner(nn.Module):
         if self.prior is not None:
             self.prior.fit(task)
         return self
-
-    def _strengths(self) -> Strengths:
-        """The prior's part of the settings."""
-        return Strengths(**{name: getattr(self.own, name) for name in Strengths.__dataclass_fields__})
 
     def state(self) -> dict[str, Tensor]:
         """Prompt, aligners, projections and input maps."""
@@ -393,7 +357,7 @@ class Spaner(nn.Module):
         model._modules = dict(self._modules)
         model.own = replace(self.own, **choice)
         if self.prior is not None:
-            model.prior = self.prior.with_strengths(model._strengths())
+            model.prior = self.prior.with_settings(model.own)
         return model
 
 
