@@ -5,7 +5,8 @@ published into the file when the cache is closed. A table in the parts stands be
 the file, so that a repair or a replacement that was cut short is seen as unfinished and never as finished.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -13,14 +14,15 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float, Int
 
-from spaner.cache import arrays, hdf5_store, install, integrity
-from spaner.cache.integrity import Problem
+from spaner.cache import arrays, hdf5_store, install, mending, root, verification
 from spaner.cache.layout import Store
 from spaner.cache.lock import Lock
-from spaner.cache.manifest import EncoderSpec, Manifest
+from spaner.cache.manifest import SCHEMA, SCHEMAS, EncoderSpec, Manifest
 from spaner.cache.opening import parts_of, stores_at
-from spaner.cache.publish import ensure_root, publish, root_lock, table_lock
+from spaner.cache.publish import publish, root_lock, table_lock
+from spaner.cache.root import Attributes
 from spaner.cache.table import Table
+from spaner.cache.verification import Problem
 from spaner.cache.writer import Writer
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt, Mismatch, Unsealed
@@ -36,8 +38,7 @@ def open(path: str | Path) -> "Cache":
     """
     path = Path(path)
     stores = stores_at(path)
-    root = stores[0].attributes()
-    cache = Cache(path, stores, root["dataset"], root["class_names"])
+    cache = Cache(path, stores, stores[0].attributes())
     if not cache.tables():
         with cache:
             if unfinished := cache.unsealed():
@@ -48,6 +49,9 @@ def open(path: str | Path) -> "Cache":
 
 def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache":
     """Open a cache for writing, making it if it is not there. A name ending in .h5 or .hdf5 asks for HDF5.
+
+    A cache of an earlier schema is continued in that schema. Damaged metadata of the cache itself are made
+    anew; its `notes` say so.
 
     Raises:
         Mismatch: a cache of another dataset or other classes is there.
@@ -62,14 +66,16 @@ def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache
         )
     staging = ZarrStore(parts_of(path) if hdf5 else path)
     with root_lock(path):
-        if not hdf5:
-            ensure_root(staging, integrity.root_attributes(dataset, names))
-        there = path.exists() or (staging.path / "zarr.json").is_file()
-        stores = stores_at(path) if there else []
+        started = not hdf5 or staging.path.is_dir()
+        notes = root.ensure(staging, dataset, names) if started else []
+        stores = stores_at(path) if started or path.exists() else []
     for store in stores:
         _same_root(store, dataset, names)
     others: list[Store] = [store for store in stores if store.path != staging.path]
-    return Cache(path, [staging, *others], dataset, names, staging)
+    attributes = stores[0].attributes() if stores else root.attributes(SCHEMA, dataset, names)
+    cache = Cache(path, [staging, *others], attributes, staging)
+    cache.notes += notes
+    return cache
 
 
 def _same_root(store: Store, dataset: str, names: list[str]) -> None:
@@ -93,19 +99,18 @@ class Cache:
         path: where it lies.
         dataset: name of the dataset.
         class_names: one per label.
+        notes: what was damaged and has been made anew, a line each.
     """
 
     def __init__(
-        self,
-        path: Path,
-        stores: list[Store],
-        dataset: str,
-        class_names: list[str],
-        staging: ZarrStore | None = None,
+        self, path: Path, stores: list[Store], attributes: Attributes, staging: ZarrStore | None = None
     ) -> None:
         self.path = path
-        self.dataset = dataset
-        self.class_names = class_names
+        self.dataset: str = attributes["dataset"]
+        self.class_names: list[str] = attributes["class_names"]
+        self.notes: list[str] = []
+        self._attributes = attributes
+        self._again = False  # an HDF5 file whose own bytes are damaged is written again from its tables
         self._stores = stores
         self._staging = staging  # where new tables go; None when open for reading
         self._kept: dict[str, list[Lock]] = {}  # tables being written; in HDF5, until they are published
@@ -145,19 +150,20 @@ class Cache:
 
     def progress(self, name: str) -> str:
         """One line on how far an unsealed table is and how to continue it."""
-        store = self.store(name)
-        manifest = Manifest.from_json(store.attributes(name)["manifest"])
-        spans = [manifest.rows_of(chunk) for chunk in np.flatnonzero(store.read(name, "done")).tolist()]
-        done = sum(span.stop - span.start for span in spans)
-        return (
-            f"{name} of {self.path} holds {done:,} of {manifest.rows:,} rows; a table is read once it is "
-            "complete and sealed; run the same `spaner extract` again to continue"
-        )
+        return verification.progress(self.store(name), name, self.path)
 
-    def verify(self) -> list[Problem]:
-        """Everything that is damaged; reads every byte once. Empty when the cache is sound."""
+    def verify(self, tables: Iterable[str] | None = None) -> list[Problem]:
+        """Everything that is damaged, missing, unfinished or strange; reads every byte once.
+
+        Empty when the cache is sound: all of its tables are there, finished, and as they were sealed.
+
+        Args:
+            tables: look at these only.
+        """
+        if tables is not None:
+            return [each for name in tables for each in verification.verify(self.store(name), [name])]
         stores = [store for store in self._stores if store.path.exists()]
-        return [problem for store in stores for problem in integrity.verify(store)]
+        return [problem for store in stores for problem in verification.verify(store)]
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -187,6 +193,8 @@ class Cache:
             CacheError: the listing contradicts itself, or the disk is full.
         """
         staging, draws = self._writable(), draws or {}
+        if manifest.schema in SCHEMAS:
+            manifest = replace(manifest, schema=self._attributes["schema"])
         ids = arrays.as_ids(manifest.table, ids)
         labels = arrays.as_labels(manifest.table, labels, self.class_names)
         install.check_manifest(manifest, self.dataset)
@@ -197,10 +205,9 @@ class Cache:
             )
         release = self._acquire(manifest.table, worker)
         try:
-            published = self._prepare(
-                staging, manifest, install.packed(ids, labels, draws), overwrite=overwrite
-            )
-            reopen = (lambda chunks: self._reopen(staging, manifest, chunks)) if published else None
+            listing = install.packed(ids, labels, draws)
+            published = self._prepare(staging, manifest, listing, overwrite=overwrite)
+            reopen = partial(self._reopen, staging, manifest) if published else None
             guard = partial(root_lock, self.path)
             return Writer(staging, manifest, release, guard=guard, worker=worker, reopen=reopen)
         except BaseException:
@@ -261,8 +268,8 @@ class Cache:
         try:
             if self._staging is not None and self._staging.path != self.path:
                 with root_lock(self.path):
-                    attributes = integrity.root_attributes(self.dataset, self.class_names)
-                    publish(self.path, self._staging, attributes, lambda table: table in self._kept)
+                    mine = self._kept.__contains__
+                    publish(self.path, self._staging, self._attributes, mine, again=self._again)
         finally:
             for table in list(self._kept):
                 self._let_go(table)
@@ -285,9 +292,13 @@ class Cache:
 
     def _is_unsealed(self, name: str) -> bool:
         try:
-            return set(self.store(name).attributes(name)) == {"manifest"}
+            return verification.is_unsealed(self.store(name).attributes(name))
         except Corrupt:
             return False
+
+    def rewrite(self) -> None:
+        """When the cache is closed, write an HDF5 file again whose own bytes are damaged."""
+        self._again = True
 
     def _writable(self) -> ZarrStore:
         if self._staging is None:
@@ -305,23 +316,41 @@ class Cache:
             lock.release()
 
     def _prepare(
-        self, staging: ZarrStore, manifest: Manifest, listing: dict[str, np.ndarray], *, overwrite: bool
+        self, staging: ZarrStore, manifest: Manifest, listing: mending.Listing, *, overwrite: bool
     ) -> bool:
         """Make the table or agree with it; True if it is finished and lies in the HDF5 file."""
         table = manifest.table
         with root_lock(self.path):
-            ensure_root(staging, integrity.root_attributes(self.dataset, self.class_names))
-            if overwrite or table not in self._names():
+            self.notes += root.ensure(staging, self.dataset, self.class_names, self._attributes["schema"])
+            if not overwrite and (note := mending.adopt(staging, manifest)):
+                self.notes.append(note)
+            lost = table in self._names() and mending.is_lost(self.store(table), table)
+            if overwrite or lost or table not in self._names():
+                if not overwrite and (lost or table in root.listed(staging)):
+                    self.notes.append(f"{table} of {self.path} was damaged; all its rows are encoded again")
                 install.create(staging, manifest, listing)
                 return False
-            store = self.store(table)
-        install.agree(store, manifest, listing)
-        return store is not staging
+            return self._agree(staging, manifest, listing)
+
+    def _agree(self, staging: ZarrStore, manifest: Manifest, listing: mending.Listing) -> bool:
+        table = manifest.table
+        store = self.store(table)
+        install.agree(store, manifest)
+        sound = mending.check_listing(store, manifest, listing)
+        if store is staging:
+            layout = mending.layout_of(manifest, listing)
+            self.notes += mending.mend_metadata(staging, manifest, layout)
+            self.notes += mending.mend_listing(staging, manifest, layout, listing)
+            root.enlist(staging, table, manifest.sha256)
+        elif not sound:
+            install.copy(store, staging, table, attributes=store.attributes(table), listing=listing)
+            self.notes.append(f"the listing of {table} in {self.path} was damaged and is written anew")
+        return self.store(table) is not staging
 
     def _reopen(self, staging: ZarrStore, manifest: Manifest, chunks: list[int]) -> None:
+        table = manifest.table
         with root_lock(self.path):
-            ensure_root(staging, integrity.root_attributes(self.dataset, self.class_names))
-            attributes = {"manifest": manifest.to_json()}
-            install.copy(
-                self.store(manifest.table), staging, manifest.table, attributes=attributes, skip=chunks
-            )
+            root.ensure(staging, self.dataset, self.class_names, self._attributes["schema"])
+            attributes = dict(self.store(table).attributes(table))
+            attributes.pop("seal", None)
+            install.copy(self.store(table), staging, table, attributes=attributes, skip=chunks)

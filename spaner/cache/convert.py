@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from spaner.cache import files, hdf5_store, install, integrity
+from spaner.cache import files, hdf5_store, install, root
 from spaner.cache.cache import Cache
 from spaner.cache.cache import open as open_cache
-from spaner.cache.publish import ensure_root, root_lock
+from spaner.cache.layout import Store
+from spaner.cache.publish import root_lock, root_of
 from spaner.cache.table import Table
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt
@@ -28,20 +29,29 @@ def convert(source: str | Path, target: str | Path) -> None:
     if target.exists():
         raise CacheError(f"{target} exists already; convert into a new name")
     with open_cache(source) as cache, root_lock(target):
-        if problems := cache.verify():
+        if problems := [each for each in cache.verify() if each.part != "unfinished"]:
             raise Corrupt(f"{cache.path} is damaged and was not converted: {problems[0].what}")
-        stores = [(name, cache.store(name)) for name in cache.tables()]
-        attributes = integrity.root_attributes(cache.dataset, cache.class_names)
+        tables = {name: cache.store(name) for name in cache.tables()}
+        files.clear(target.parent, chosen=target.name.__eq__)
+        origin = cache.store(cache.tables()[0]).attributes()
         if hdf5_store.is_hdf5(target):
-            hdf5_store.write(target, attributes, stores)
-            return
-        growing = ZarrStore(files.partial(target))
-        with files.writing(target):
-            files.remove(growing.path)
-            ensure_root(growing, attributes)
-            for name, store in stores:
+            hdf5_store.write(target, root_of(origin, tables), tables.items())
+        else:
+            _write_zarr(target, origin, tables)
+
+
+def _write_zarr(target: Path, origin: root.Attributes, tables: dict[str, Store]) -> None:
+    growing = ZarrStore(files.temporary(target, "new"))
+    with files.writing(target):
+        try:
+            root.ensure(growing, origin["dataset"], origin["class_names"], origin["schema"])
+            for name, store in tables.items():
                 install.copy(store, growing, name, attributes=store.attributes(name))
             growing.path.rename(target)
+            files.settle([target])
+        except BaseException:
+            files.remove(growing.path)
+            raise
 
 
 def export(cache: Cache, folder: str | Path) -> list[Path]:

@@ -1,75 +1,127 @@
 """Small files that are either wholly there or not there, and what to say when the disk refuses.
 
-Every file of a cache is written through `write`: a temporary neighbour, then a rename. The temporary name
-is a function of the final one, so that work repeated after a kill replaces what the kill left behind.
-It does not wait for the disk (see `settle`): the order of chunk writes is checked by hash when work resumes.
+Every file is written through `write`: a temporary neighbour, then a rename. The temporary name is random and
+the file must not exist, so that nobody can put a link there first. What must outlive a power cut is waited
+for with `settle`: a file, then the folder that names it. One call for many files costs the disk one journal.
 """
 
 import errno
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from spaner.errors import CacheError
+from spaner.errors import CacheError, SpanerError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+THREADS = 16
+LEFT = re.compile(r"\.(.+)\.[0-9a-f]{16}\.(partial|new|old)")
+"""Names of what a killed process leaves behind."""
 
 
-def partial(path: Path) -> Path:
-    """The temporary neighbour of `path`; names that start with a dot are no part of a cache."""
-    return path.with_name(f".{path.name}.partial")
+def temporary(path: Path, kind: str = "partial") -> Path:
+    """A neighbour of `path` under a name that nobody foresees; a dot at the start is no part of a cache."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, error: type[SpanerError] = CacheError, option: str = "--cache") -> Iterator[None]:
     """Turn an operating-system error into one line about `path`.
+
+    Args:
+        error: what to raise.
+        option: how the user chooses another place.
 
     Raises:
         CacheError: the disk is full, or `path` cannot be written.
     """
     try:
         yield
-    except OSError as error:
-        raise CacheError(_refusal(error, path)) from error
+    except OSError as refused:
+        raise error(_refusal(refused, path, option)) from refused
 
 
-def _refusal(error: OSError, path: Path) -> str:
+def _refusal(error: OSError, path: Path, option: str) -> str:
     if error.errno in FULL:
         return (
-            f"disk full while writing {path}; free space or choose another --cache, "
+            f"disk full while writing {path}; free space or choose another {option}, "
             "then run the same command again to continue"
         )
     return (
-        f"cannot write {path}: {error.strerror or error}; make the folder writable or choose another --cache"
+        f"cannot write {path}: {error.strerror or error}; make the folder writable or choose another {option}"
     )
 
 
-def write(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` by `data` in one step."""
-    temporary = partial(path)
+def write(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
+    """Replace `path` by `data` in one step; `durable` waits until it is on the disk."""
+    part = temporary(path)
     with writing(path):
         try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as stream:  # never through a link that somebody put there
+            with part.open("xb") as stream:
                 stream.write(data)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
             raise
+        if durable:
+            _sync(path.parent)
+
+
+def settle(paths: Iterable[Path]) -> None:
+    """Wait until these files, and their names in their folders, are on the disk.
+
+    Many at once: a disk takes about as long for sixteen that ask together as for one.
+    """
+    found = list(paths)
+    folders = list(dict.fromkeys(path.parent for path in found))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for each in (found, folders):
+            list(pool.map(_settle, each))
+
+
+def _settle(path: Path) -> None:
+    with writing(path):
+        _sync(path)
+
+
+def settle_folder(folder: Path) -> None:
+    """Wait until a folder with all that is in it is on the disk."""
+    settle([*(path for path in folder.rglob("*")), folder])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, and what an interrupted write of it left."""
-    for victim in (path, partial(path)):
-        if victim.is_dir():
-            shutil.rmtree(victim)
-        else:
-            victim.unlink(missing_ok=True)
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def settle() -> None:
-    """Wait until everything written so far is on the disk, so that a seal never outlives its rows."""
-    if hasattr(os, "sync"):
-        os.sync()
+def clear(folder: Path, *, chosen: Callable[[str], bool] = lambda name: True) -> None:
+    """Delete what killed processes left in a folder, of the files with a chosen name.
+
+    Only under a lock that keeps others from writing them.
+    """
+    with suppress(FileNotFoundError):
+        for entry in list(os.scandir(folder)):
+            left = LEFT.fullmatch(entry.name)
+            if left and chosen(left[1]):
+                remove(Path(entry.path))

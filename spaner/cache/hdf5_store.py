@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 
 from spaner.cache import files
-from spaner.cache.layout import ArraySpec, Store, stored_layout
-from spaner.cache.manifest import SCHEMA, Manifest, canonical
+from spaner.cache.layout import ArraySpec, Damage, Store, stored_layout
+from spaner.cache.manifest import Manifest, canonical
 from spaner.errors import CacheError, Corrupt
 
 HEADER = 512
@@ -28,9 +28,9 @@ WRITE = 1 << 24  # bytes at once: in large writes the system keeps large pages, 
 VERSION = ("v110", "v110")  # fixed, so that the bytes do not follow the library's newest format
 
 
-def header(size: int, sha256: str) -> bytes:
+def header(schema: str, size: int, sha256: str) -> bytes:
     """The only first 512 bytes that a file of `size` bytes may have."""
-    text = f"{SCHEMA}\nbytes {size}\nsha256 {sha256}\n"
+    text = f"{schema}\nbytes {size}\nsha256 {sha256}\n"
     return text.encode().ljust(HEADER, b"\0")
 
 
@@ -47,7 +47,10 @@ class Hdf5Store:
         try:
             self._file: Any = h5py.File(path, "r")
         except (OSError, RuntimeError) as error:
-            raise Corrupt(f"{path} is damaged: {_first_line(error)}; extract it again") from error
+            raise Corrupt(
+                f"{path} is damaged: {_first_line(error)}; copy it again, or delete it and run the same "
+                "`spaner extract` again, which starts anew"
+            ) from error
         with path.open("rb") as stream:
             self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._arrays: dict[str, Any] = {}
@@ -85,14 +88,14 @@ class Hdf5Store:
             return data
         return np.frombuffer(self._bytes, data.dtype, data.size, offset).reshape(data.shape)
 
-    def damage(self, table: str = "") -> list[tuple[int | None, str]]:
+    def damage(self, table: str = "") -> list[Damage]:
         if table:
             return []  # the file has one hash for all tables
         with self.path.open("rb") as stream:
             first, size, sha256 = stream.read(HEADER), self.path.stat().st_size, _hash_rest(stream)
-        if first == header(size, sha256):
+        if first == header(self.attributes().get("schema", ""), size, sha256):
             return []
-        return [(None, f"{self.path} differs from the SHA-256 in its first {HEADER} bytes")]
+        return [Damage(f"{self.path} differs from the SHA-256 in its first {HEADER} bytes", "file")]
 
     def close(self) -> None:
         self._arrays.clear()
@@ -153,19 +156,19 @@ def write(path: Path, attributes: dict[str, Any], tables: Iterable[tuple[str, St
     Raises:
         CacheError: the disk is full or the folder cannot be written.
     """
-    temporary = files.partial(path)
+    temporary = files.temporary(path)
     with files.writing(path):
         try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("x+b", buffering=0) as stream:  # never through a link
+            with temporary.open("x+b", buffering=0) as stream:
                 sink = _Sink(stream)
                 with h5py.File(sink, "w", userblock_size=HEADER, libver=VERSION) as file:
                     _set_attributes(file, attributes)
                     for name, store in sorted(tables, key=lambda item: item[0]):
                         _copy_table(file, name, store)
                 sink.check()
-            _finish(temporary)
+            _finish(temporary, attributes["schema"])
             temporary.replace(path)
+            files.settle([path])
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -181,7 +184,7 @@ def _copy_table(file: h5py.File, name: str, store: Store) -> None:
 
 
 def _copy_array(group: h5py.Group, array: str, spec: ArraySpec, store: Store) -> None:
-    sparse = array == "reason"  # mostly zeros: chunks without a failure take no space
+    sparse = array in ("reason", "stat")  # mostly zeros, or all: such chunks take no space
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     data = group.create_dataset(array, spec.shape, dtype, chunks=spec.chunk_shape if sparse else None)
     step = spec.chunk if sparse else spec.chunk * max(1, WRITE // spec.chunk_bytes)
@@ -197,14 +200,14 @@ def _set_attributes(group: h5py.Group, attributes: dict[str, Any]) -> None:
         group.attrs.create(name, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
 
 
-def _finish(path: Path) -> None:
+def _finish(path: Path, schema: str) -> None:
     with path.open("r+b") as stream:
         stream.seek(HEADER)
         sha256 = _hash_rest(stream)
         stream.seek(0)
-        stream.write(header(path.stat().st_size, sha256))
+        stream.write(header(schema, path.stat().st_size, sha256))
         stream.flush()
-        os.fsync(stream.fileno())
+        os.fsync(stream.fileno())  # before the rename, so that the name never stands for less
 
 
 def _hash_rest(stream: Any) -> str:
@@ -222,7 +225,7 @@ def _check_length(path: Path) -> None:
     if expected.isdigit() and int(expected) != found:
         raise Corrupt(
             f"{path} is truncated or was copied badly: {found:,} of {int(expected):,} bytes; copy it again, "
-            "or run the same `spaner extract` again"
+            "or delete it and run the same `spaner extract` again, which starts anew"
         )
 
 

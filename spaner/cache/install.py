@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from spaner.cache import files
-from spaner.cache.layout import ArraySpec, Store, drawn_sha256, ids_sha256, pack, stored_layout, table_layout
-from spaner.cache.manifest import SCHEMA, Manifest
+from spaner.cache import files, root
+from spaner.cache.layout import ArraySpec, Store, drawn_sha256, encode, ids_sha256, pack, stored_layout
+from spaner.cache.manifest import SCHEMA, SCHEMAS, Manifest
+from spaner.cache.mending import layout_of
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Mismatch
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 Draws = Mapping[str, Int[np.ndarray, " K"]]
+ID_BYTES = 1_024
+SPARSE = ("reason", "stat")  # a chunk of zeros is no file
 
 
 def check_manifest(manifest: Manifest, dataset: str) -> None:
@@ -33,7 +36,7 @@ def check_manifest(manifest: Manifest, dataset: str) -> None:
         raise Mismatch(
             f"{table} is of dataset {manifest.dataset!r}, the cache of {dataset!r}; use another --cache"
         )
-    if manifest.schema != SCHEMA:
+    if manifest.schema not in SCHEMAS:
         raise CacheError(f"{table} has schema {manifest.schema}, this spaner writes {SCHEMA}; upgrade spaner")
     manifest.check()
     if manifest.encoder.dim != manifest.dim:
@@ -51,6 +54,7 @@ def check_listing(
         raise CacheError(
             f"{table} has {rows} rows but {len(ids)} ids and {len(labels)} labels; give one per row"
         )
+    _check_lengths(table, ids)
     seen: set[str] = set()
     for name in ids:
         if name in seen:
@@ -68,6 +72,15 @@ def check_listing(
     _check_draws(manifest, ids, draws)
 
 
+def _check_lengths(table: str, ids: Sequence[str]) -> None:
+    size, longest = max((len(encode(name)), name) for name in ids)
+    if size > ID_BYTES:
+        raise CacheError(
+            f"{table}: the id {longest[:40]!r} … has {size:,} bytes; expected at most {ID_BYTES:,}, since "
+            "every row stores as many as the longest has; give it a shorter one"
+        )
+
+
 def _check_draws(manifest: Manifest, ids: Sequence[str], draws: Draws) -> None:
     table = manifest.table
     if set(draws) != set(manifest.draws):
@@ -83,15 +96,11 @@ def _check_draws(manifest: Manifest, ids: Sequence[str], draws: Draws) -> None:
             )
 
 
-def agree(store: Store, manifest: Manifest, listing: Mapping[str, np.ndarray]) -> None:
+def agree(store: Store, manifest: Manifest) -> None:
     """Raise Mismatch, naming what differs, unless the stored table is the one that is asked for."""
     table = manifest.table
     stored = Manifest.from_json(store.attributes(table).get("manifest"))
-    differences = stored.differences(manifest)
-    for array, rows in listing.items() if not differences else ():
-        if not np.array_equal(store.read(table, array), rows):
-            differences[array] = ("others", "these")
-    if differences:
+    if differences := stored.differences(manifest):
         shown = ", ".join(
             f"{name} {_short(a)} there, {_short(b)} asked" for name, (a, b) in differences.items()
         )
@@ -114,36 +123,50 @@ def packed(ids: Sequence[str], labels: np.ndarray, draws: Draws) -> dict[str, np
 
 def create(store: ZarrStore, manifest: Manifest, listing: Mapping[str, np.ndarray]) -> None:
     """Bring a table without rows into being, replacing one of the same name."""
-    draws = {name: len(listing[f"draws/{name}"]) for name in manifest.draws}
-    arrays = table_layout(manifest, listing["ids"].shape[1], draws)
+    arrays = layout_of(manifest, listing)
     with _installing(store, manifest.table) as folder:
         _start(store, folder, {"manifest": manifest.to_json()}, arrays)
         for array, rows in listing.items():
             _fill(store, folder, array, arrays[array], rows)
+    root.enlist(store, manifest.table, manifest.sha256)
 
 
 def copy(
-    source: Store, target: ZarrStore, table: str, *, attributes: dict[str, Any], skip: Sequence[int] = ()
+    source: Store,
+    target: ZarrStore,
+    table: str,
+    *,
+    attributes: dict[str, Any],
+    skip: Sequence[int] = (),
+    listing: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Copy a table chunk by chunk, all but the done flags of the chunks in `skip`."""
+    """Copy a table chunk by chunk, all but the done flags of the chunks in `skip`.
+
+    Args:
+        listing: labels, ids and draws to store instead of the source's.
+    """
     manifest = Manifest.from_json(attributes["manifest"])
-    arrays = stored_layout(source, table, manifest)
+    arrays = layout_of(manifest, listing) if listing else stored_layout(source, table, manifest)
     with _installing(target, table) as folder:
         _start(target, folder, attributes, arrays)
         for array, spec in arrays.items():
+            if listing and array in listing:
+                _fill(target, folder, array, spec, listing[array])
+                continue
             for index in range(spec.chunks):
                 rows = source.read(table, array, index * spec.chunk, (index + 1) * spec.chunk)
-                absent = (array == "reason" and not rows.any()) or (array == "done" and index in skip)
-                if not absent:
+                absent = array in SPARSE and not rows.any()
+                if not absent and not (array == "done" and index in skip):
                     target.write_chunk(folder, array, index, rows)
+    root.enlist(target, table, manifest.sha256)
 
 
 def _start(
     store: ZarrStore, folder: str, attributes: dict[str, Any], arrays: Mapping[str, ArraySpec]
 ) -> None:
-    store.set_attributes(folder, attributes)
+    store.set_attributes(folder, attributes, durable=False)
     if any(array.startswith("draws/") for array in arrays):
-        store.set_attributes(f"{folder}/draws", {})
+        store.set_attributes(f"{folder}/draws", {}, durable=False)
     for array, spec in arrays.items():
         store.create_array(folder, array, spec)
 
@@ -155,22 +178,24 @@ def _fill(store: ZarrStore, folder: str, array: str, spec: ArraySpec, rows: np.n
 
 @contextmanager
 def _installing(store: ZarrStore, table: str) -> Iterator[str]:
-    """Yield a hidden folder to fill; on success it takes the table's place, on failure it goes.
+    """Yield a hidden folder to fill; on success it takes the table's place for good, on failure it goes.
 
     A kill leaves at most hidden folders, which the next attempt removes.
     """
-    hidden = f".{table.replace('/', '=')}"
-    new, old, final = store.path / f"{hidden}.new", store.path / f"{hidden}.old", store.path / table
+    final = store.path / table
+    hidden = store.path / table.replace("/", "=")
+    new, old = files.temporary(hidden, "new"), files.temporary(hidden, "old")
     with files.writing(final):
-        files.remove(new)
-        files.remove(old)
+        files.clear(store.path)
         try:
             yield new.name
+            files.settle_folder(new)
             if not (final.parent / "zarr.json").exists():
-                store.set_attributes(final.parent.name, {})
+                store.set_attributes(final.parent.name, root.copy_of(store.attributes()))
             if final.exists():
                 final.rename(old)
             new.rename(final)
+            files.settle([final, final.parent, store.path])
         finally:
             files.remove(new)
             files.remove(old)
@@ -179,9 +204,9 @@ def _installing(store: ZarrStore, table: str) -> Iterator[str]:
 
 def discard(store: ZarrStore, table: str) -> None:
     """Remove a table in one step."""
-    old = store.path / f".{table.replace('/', '=')}.old"
+    old = files.temporary(store.path / table.replace("/", "="), "old")
     with files.writing(store.path / table):
-        files.remove(old)
         (store.path / table).rename(old)
         files.remove(old)
+    root.enlist(store, table, None)
     store.close()

@@ -9,21 +9,47 @@ through the Zarr store chunk by chunk, and `hdf5_store.write` makes an HDF5 file
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from spaner.cache.manifest import Manifest
+from spaner.cache.manifest import FIRST, Manifest
 from spaner.errors import CacheError
 
 REASON_BYTES = 160
 PENDING, OK, FAILED = 0, 1, 2
 LISTING_CHUNK = 65_536
 CHECKSUM_BYTES = 32
+AXES = {
+    "features": ("row", "view", "feature"),
+    "labels": ("row",),
+    "ids": ("row", "id_byte"),
+    "status": ("row",),
+    "reason": ("row", "reason_byte"),
+    "checksum": ("chunk", "checksum_byte"),
+    "done": ("chunk",),
+    "stat": ("row", "size_time_content"),
+}
+"""What xarray calls the axes; those of a draw have its name, as draws differ in length."""
+
+
+class Damage(NamedTuple):
+    """Something wrong with what is stored.
+
+    Attributes:
+        what: one line.
+        part: "rows" of a chunk; "listing" (labels, ids, draws); "metadata" that the layout determines;
+            "seal": the table's own metadata; "file": bytes of an HDF5 file; "stray": what does not belong.
+        chunk: which one, where encoding a chunk again mends it.
+    """
+
+    what: str
+    part: str = "metadata"
+    chunk: int | None = None
 
 
 class Store(Protocol):
@@ -43,11 +69,8 @@ class Store(Protocol):
         """Rows [start, stop) as a read-only view of the file where possible. Raises Corrupt."""
         ...
 
-    def damage(self, table: str = "") -> list[tuple[int | None, str]]:
-        """What is wrong with bytes that are not values: metadata, padding, sizes. Empty when sound.
-
-        Each is (chunk that encoding again would mend, or None; one line).
-        """
+    def damage(self, table: str = "") -> list["Damage"]:
+        """What is wrong with bytes that are not values: metadata, padding, sizes. Empty when sound."""
         ...
 
     def close(self) -> None:
@@ -57,11 +80,12 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape, type and chunk length of one array; chunks split the first axis only."""
+    """Shape, type, chunk length and names of the axes of one array; chunks split the first axis only."""
 
     shape: tuple[int, ...]
     dtype: str
     chunk: int
+    axes: tuple[str, ...] = ()
 
     @property
     def chunks(self) -> int:
@@ -85,7 +109,8 @@ class ArraySpec:
 
 
 def table_layout(manifest: Manifest, id_bytes: int, draws: dict[str, int]) -> dict[str, ArraySpec]:
-    """Every array of a table. `draws` maps the name of a draw to its length."""
+    """Every array of a table. `draws` maps the name of a draw to its length. The first schema had neither
+    `stat` nor names of axes."""
     n, rows, listed = manifest.chunk, manifest.rows, min(manifest.rows, LISTING_CHUNK)
     features = (rows, len(manifest.views), manifest.dim)
     arrays = {
@@ -96,8 +121,13 @@ def table_layout(manifest: Manifest, id_bytes: int, draws: dict[str, int]) -> di
         "reason": ArraySpec((rows, REASON_BYTES), "uint8", n),
         "checksum": ArraySpec((manifest.chunks, CHECKSUM_BYTES), "uint8", 1),
         "done": ArraySpec((manifest.chunks,), "uint8", 1),
+        "stat": ArraySpec((rows, 3), "int64", n),
     }
-    return arrays | {f"draws/{name}": ArraySpec((size,), "int64", size) for name, size in draws.items()}
+    arrays |= {f"draws/{name}": ArraySpec((size,), "int64", size) for name, size in draws.items()}
+    if manifest.schema == FIRST:
+        return {name: spec for name, spec in arrays.items() if name != "stat"}
+    drawn = {name: (f"{name.removeprefix('draws/')} row",) for name in arrays}
+    return {name: replace(spec, axes=AXES.get(name, drawn[name])) for name, spec in arrays.items()}
 
 
 def stored_layout(store: Store, table: str, manifest: Manifest) -> dict[str, ArraySpec]:

@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,7 +55,7 @@ class Lock:
         fcntl = self._fcntl
         mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            file = self._open()
             try:
                 fcntl.flock(file, mode)
             except BlockingIOError:
@@ -76,6 +77,20 @@ class Lock:
                 os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return file
             os.close(file)  # the previous holder removed the file between our open and our lock
+
+    def _open(self) -> int:
+        """The lock file: a plain file of one name, since through a link we would empty another one."""
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CacheError(f"{self.path} is a link, expected a lock file; remove it") from None
+            raise
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            os.close(file)
+            raise CacheError(f"{self.path} is a link, pipe or device, expected a lock file; remove it")
+        return file
 
     def _is_current(self, file: int) -> bool:
         try:

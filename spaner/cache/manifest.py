@@ -14,7 +14,8 @@ from typing import Any, Self
 
 from spaner.errors import CacheError
 
-SCHEMA = "spaner-cache/1"
+FIRST, SCHEMA = "spaner-cache/1", "spaner-cache/2"
+SCHEMAS = (FIRST, SCHEMA)  # all are read and continued; a new cache has the last
 DTYPES = {"float16": 2, "float32": 4}  # bytes of a number
 
 
@@ -125,6 +126,7 @@ class Manifest:
         complete: False where the table holds only the rows that its draws need.
         options: further settings that changed the listing or the rows.
         draws: name of each stored draw, e.g. "16-shot-seed-1" -> `ids_sha256` of the drawn ids.
+        schema: of the cache that it lies in.
     """
 
     dataset: str

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from spaner.cache import integrity
+from spaner.cache import root
 from spaner.cache.hdf5_store import HEADER, Hdf5Store
 from spaner.cache.layout import Store
-from spaner.cache.manifest import SCHEMA
+from spaner.cache.manifest import SCHEMA, SCHEMAS
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt
 
@@ -34,10 +34,16 @@ def stores_at(path: Path) -> list[Store]:
 
 
 def _zarr(path: Path) -> ZarrStore:
-    if not (path / "zarr.json").is_file():
-        raise CacheError(f"{path} is a folder without zarr.json, not a spaner cache; check --cache")
     store = ZarrStore(path)
-    _check(store, path)
+    if not (path / "zarr.json").is_file() and not store.tables():
+        raise CacheError(f"{path} is a folder without zarr.json, not a spaner cache; check --cache")
+    try:
+        _check(store, path)
+    except Corrupt as error:
+        raise Corrupt(
+            f"{error}; type `spaner cache repair {path}`, or run the same `spaner extract` again: both make "
+            "it anew from the tables"
+        ) from None
     return store
 
 
@@ -53,19 +59,16 @@ def _hdf5(path: Path) -> Hdf5Store:
 def _check(store: Store, path: Path) -> None:
     attributes = store.attributes()
     _check_schema(attributes.get("schema"), path)
-    try:
-        sound = attributes == integrity.root_attributes(attributes["dataset"], attributes["class_names"])
-    except (KeyError, TypeError):
-        sound = False
-    if not sound:
+    if not root.is_sound(attributes):
+        hdf5 = "; copy it again, or delete it and run the same `spaner extract` again, which starts anew"
         raise Corrupt(
-            f"the metadata of {path} differ from their digest: a bit has flipped or they were edited; "
-            "extract again into another --cache"
+            f"the metadata of {path} differ from their digest: a bit has flipped or they were edited"
+            + hdf5 * path.is_file()
         )
 
 
 def _check_schema(found: object, path: Path) -> None:
-    if found == SCHEMA:
+    if found in SCHEMAS:
         return
     if isinstance(found, str) and found.startswith("spaner-cache/"):
         raise CacheError(

@@ -1,15 +1,15 @@
-"""Steps that change a cache as a whole, each under a short lock: making its root, publishing tables."""
+"""What changes a cache as a whole: its locks, and publishing finished tables into an HDF5 file."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from spaner.cache import files, hdf5_store, install
+from spaner.cache import files, hdf5_store, install, mending, root
 from spaner.cache.hdf5_store import Hdf5Store
 from spaner.cache.layout import Store
 from spaner.cache.lock import Lock, lock_path
+from spaner.cache.root import Attributes
 from spaner.cache.zarr_store import ZarrStore
-from spaner.errors import Busy, CacheError
+from spaner.errors import Busy
 
 
 def root_lock(path: Path) -> Lock:
@@ -37,47 +37,46 @@ def table_lock(path: Path, table: str, *, worker: tuple[int, int] = (0, 1)) -> l
         raise
 
 
-def ensure_root(store: ZarrStore, attributes: dict[str, Any]) -> None:
-    """Make the folder a cache, if nothing is in it. The caller holds the root lock.
-
-    Raises:
-        CacheError: the folder holds something else.
-    """
-    if (store.path / "zarr.json").is_file():
-        return
-    if store.path.is_dir() and (strange := [file for file in store.path.iterdir() if file.name[0] != "."]):
-        raise CacheError(
-            f"{store.path} holds {strange[0].name} but is no cache; give an empty or new folder to --cache"
-        )
-    store.set_attributes("", attributes)
-
-
-def publish(path: Path, parts: ZarrStore, attributes: dict[str, Any], is_mine: Callable[[str], bool]) -> None:
+def publish(
+    path: Path, parts: ZarrStore, origin: Attributes, is_mine: Callable[[str], bool], *, again: bool = False
+) -> None:
     """Move the sealed tables of the parts into the HDF5 file. The caller holds the root lock.
 
-    Tables that another live process still holds stay; so do unfinished ones.
+    Tables that another live process still holds stay; so do unfinished ones, and those that are damaged.
+
+    Args:
+        origin: attributes of the cache, whatever tables they list.
+        again: write the file even if no table joins it.
     """
     sealed = [
         table
         for table in parts.tables()
-        if "seal" in parts.attributes(table) and (is_mine(table) or _is_free(path, table))
+        if not mending.is_lost(parts, table)
+        and "seal" in parts.attributes(table)
+        and (is_mine(table) or _is_free(path, table))
     ]
-    if sealed:
+    if sealed or (again and path.exists()):
         before = Hdf5Store(path) if path.exists() else None
-        tables: dict[str, Store] = dict.fromkeys(before.tables(), before) if before else {}
-        hdf5_store.write(path, attributes, (tables | dict.fromkeys(sealed, parts)).items())
-        files.settle()
+        kept = [table for table in before.tables() if not mending.is_lost(before, table)] if before else []
+        tables: dict[str, Store] = dict.fromkeys(kept, before) if before else {}
+        tables |= dict.fromkeys(sealed, parts)
+        files.clear(path.parent, chosen={path.name, parts.path.name}.__contains__)
+        hdf5_store.write(path, root_of(origin, tables), tables.items())
         if before:
             before.close()
     for table in sealed:
         install.discard(parts, table)
-    if not parts.tables():
+    if parts.path.exists() and not parts.tables():
         with files.writing(parts.path):
-            gone = files.partial(parts.path)
+            gone = files.temporary(parts.path, "old")
+            parts.path.rename(gone)  # at once: half a folder would be no cache
             files.remove(gone)
-            if parts.path.exists():
-                parts.path.rename(gone)  # at once: half a folder would be no cache
-                files.remove(gone)
+
+
+def root_of(origin: Attributes, tables: dict[str, Store]) -> Attributes:
+    """Attributes of a cache of these tables, of the same dataset as `origin`."""
+    listed = dict(sorted(root.identities(tables).items()))
+    return root.attributes(origin["schema"], origin["dataset"], origin["class_names"], listed)
 
 
 def _is_free(path: Path, table: str) -> bool:

@@ -1,7 +1,8 @@
 """One sealed table, read lazily: opening it costs a few milliseconds whatever its size.
 
 Blocks come as views of the mapped file where they can, so memory does not grow with the table and the bytes
-are read once. They are read-only. Rows of failed samples are zeros: drop them with `ok`.
+are read once. They are read-only, and whatever is read is checked against the seal when it is first touched.
+Rows of failed samples are zeros: drop them with `ok`.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from jaxtyping import Bool, Float, Int, Int32, UInt8
 from spaner.cache import integrity
 from spaner.cache.draws import few_shot
 from spaner.cache.layout import FAILED, OK, Store, unpack
-from spaner.cache.manifest import Manifest
+from spaner.cache.manifest import FIRST, Manifest
+from spaner.cache.sealed import SealedArrays
 from spaner.errors import CacheError, Corrupt
 
 
@@ -28,7 +30,7 @@ class Table:
         self.manifest = Manifest.from_json(attributes["manifest"])
         self.measured: dict[str, Any] = attributes["measured"]
         self._dtype = np.dtype(self.manifest.dtype)
-        self._store = store
+        self._arrays = SealedArrays(store, self.manifest, attributes["seal"], where)
         self._where = where
 
     @property
@@ -49,17 +51,17 @@ class Table:
     @cached_property
     def labels(self) -> Int32[np.ndarray, " N"]:
         """Class index of every row."""
-        return np.array(self._store.read(self.name, "labels"), np.int32)
+        return np.array(self._arrays.listing("labels"), np.int32)
 
     @cached_property
     def ids(self) -> np.ndarray:
         """Id of every row, an array of str."""
-        return unpack(self._store.read(self.name, "ids"))
+        return unpack(self._arrays.listing("ids"))
 
     @cached_property
     def status(self) -> UInt8[np.ndarray, " N"]:
         """1 ok, 2 failed."""
-        status = np.array(self._store.read(self.name, "status"), np.uint8)
+        status = np.array(self._arrays.status(), np.uint8)
         if not np.isin(status, (OK, FAILED)).all():
             raise Corrupt(f"the row status of {self._where} is damaged; run `spaner cache verify`")
         return status
@@ -71,11 +73,21 @@ class Table:
 
     def failures(self) -> dict[str, str]:
         """Id -> reason, of the samples that could not be encoded."""
-        found = {}
-        for row in np.flatnonzero(self.status == FAILED).tolist():
-            name = unpack(self._store.read(self.name, "ids", row, row + 1))[0]
-            found[str(name)] = str(unpack(self._store.read(self.name, "reason", row, row + 1))[0])
-        return found
+        rows = np.flatnonzero(self.status == FAILED).tolist()
+        return {str(self.ids[row]): str(unpack(self._arrays.rows("reason", row, row + 1))[0]) for row in rows}
+
+    def stat(self) -> Int[np.ndarray, "N 3"] | None:
+        """Of the file behind every row, when it was encoded: size in bytes, time of its last change (ns since
+        1970), first 8 bytes of its SHA-256 or 0; all 0 where there was no file. None in the first schema."""
+        if self.manifest.schema == FIRST:
+            return None
+        return np.concatenate(
+            [self._arrays.rows("stat", *self._span(chunk)) for chunk in range(self.manifest.chunks)]
+        )
+
+    def _span(self, chunk: int) -> tuple[int, int]:
+        rows = self.manifest.rows_of(chunk)
+        return rows.start, rows.stop
 
     def read(self, rows: slice | Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, "n V D"]:
         """Embeddings in the stored dtype, as they left the encoder (not normalised).
@@ -85,7 +97,7 @@ class Table:
 
         Raises:
             IndexError: a row number outside the table.
-            Corrupt: a file is missing or short.
+            Corrupt: a file is missing or short, or what is read differs from its seal.
         """
         rows = slice(None) if rows is None else rows
         if isinstance(rows, slice):
@@ -126,12 +138,12 @@ class Table:
 
     def stored_draw(self, name: str) -> Int[np.ndarray, " K"]:
         """Rows of a draw by its name, one of ``manifest.draws``."""
-        return np.array(self._store.read(self.name, f"draws/{name}"), np.int64)
+        return np.array(self._arrays.draw(name), np.int64)
 
     def _block(self, start: int, stop: int) -> np.ndarray:
         if start == stop:
             return np.empty((0, len(self.views), self.dim), self.manifest.dtype)
-        return self._shaped(self._store.read(self.name, "features", start, stop), stop - start)
+        return self._shaped(self._arrays.rows("features", start, stop), stop - start)
 
     def _shaped(self, block: np.ndarray, rows: int) -> np.ndarray:
         expected = (rows, len(self.views), self.dim)

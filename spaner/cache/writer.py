@@ -1,12 +1,17 @@
-"""Fills one table chunk by chunk so that a kill at any moment loses at most the chunk in flight.
+"""Fills one table chunk by chunk so that neither a kill nor a power cut costs more than what was in flight.
 
-Order per chunk: rows, checksum, done flag; the seal last. A chunk that is flagged done is hashed again when
-work resumes, and redone if it does not match: neither a torn write nor a power cut goes unnoticed.
+Order: rows, until they are on the disk with the folders that name them; then checksums, then done flags, then
+the seal, each waited for. The waiting is done for what came together: a chunk by itself where an encoder
+takes its time, some 32 MiB of chunks where arrays are copied. A chunk that is flagged done is hashed again
+when work resumes, and redone if it does not match.
 Several processes may fill one table, worker r of W taking chunks r, r + W, …; whoever finishes last seals.
 """
 
+import re
+import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,8 +20,10 @@ from jaxtyping import Float, Int, UInt8
 from spaner.cache import files, integrity
 from spaner.cache.layout import FAILED, OK, REASON_BYTES, pack_reason, unpack
 from spaner.cache.manifest import Manifest
-from spaner.cache.zarr_store import ZarrStore
-from spaner.errors import CacheError, Corrupt, Unsealed
+from spaner.cache.zarr_store import PER_CHUNK, ZarrStore
+from spaner.errors import CacheError, Corrupt, SpanerError, Unsealed
+
+BATCH_BYTES, BATCH_SECONDS = 1 << 25, 0.25  # rows that wait for the disk together
 
 
 class Writer:
@@ -44,6 +51,9 @@ class Writer:
         self._guard = guard  # held while sealing, which two workers may try at once
         self._reopen = reopen  # brings a table that is published elsewhere back, without these chunks
         self._mine = range(worker[0], manifest.chunks, worker[1])
+        self._written: dict[int, tuple[bytes, list[Path]]] = {}  # not settled: checksum, files
+        self._bytes, self._settled = 0, time.monotonic()
+        self._clear()
         self.pending = [] if self.sealed else [chunk for chunk in self._mine if not self._is_done(chunk)]
 
     @property
@@ -61,6 +71,7 @@ class Writer:
         features: Float[np.ndarray, "n V D"],
         status: UInt8[np.ndarray, " n"] | None = None,
         reasons: dict[int, str] | None = None,
+        stat: Int[np.ndarray, "n 3"] | None = None,
     ) -> None:
         """Store one pending chunk.
 
@@ -68,6 +79,7 @@ class Writer:
             features: raw embeddings, cast to the table's dtype; rows of failed samples become zeros.
             status: 1 ok, 2 failed; default: failed where `reasons` says why, else ok.
             reasons: row within the chunk -> why it failed.
+            stat: of the file behind each row, see `Table.stat`.
 
         Raises:
             Corrupt: a row that should be ok holds NaN or infinity.
@@ -84,20 +96,36 @@ class Writer:
         for row in np.flatnonzero(status == FAILED):
             reason[row] = pack_reason(reasons.get(int(row), ""))
         self._store.clear_chunk(self._table, "done", chunk)
-        self._put(chunk, rows, status, reason)
+        stat = np.zeros((len(rows), 3), np.int64) if stat is None else np.asarray(stat, np.int64)
+        self._put(chunk, {"features": rows, "status": status, "reason": reason, "stat": stat})
         self.pending = [other for other in self.pending if other != chunk]
 
-    def _put(self, chunk: int, rows: np.ndarray, status: np.ndarray, reason: np.ndarray) -> None:
+    def _put(self, chunk: int, arrays: dict[str, np.ndarray]) -> None:
         store, table = self._store, self._table
-        store.write_chunk(table, "features", chunk, rows)
-        store.write_chunk(table, "status", chunk, status)
-        if reason.any():
-            store.write_chunk(table, "reason", chunk, reason)
-        else:
-            store.clear_chunk(table, "reason", chunk)
-        checksum = np.frombuffer(integrity.chunk_checksum(rows, status, reason), np.uint8)
-        store.write_chunk(table, "checksum", chunk, checksum[None])
-        store.write_chunk(table, "done", chunk, np.ones(1, np.uint8))
+        parts = {name: arrays[name] for name in integrity.checked_arrays(self.manifest.schema)}
+        made = []
+        for name, rows in parts.items():
+            if name in ("reason", "stat") and not rows.any():
+                store.clear_chunk(table, name, chunk)
+            else:
+                made.append(store.write_chunk(table, name, chunk, rows))
+        self._written[chunk] = integrity.chunk_checksum(*parts.values()), made
+        self._bytes += arrays["features"].nbytes
+        if self._bytes >= BATCH_BYTES or time.monotonic() - self._settled >= BATCH_SECONDS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the rows written so far, then say that they are done."""
+        store, written = self._store, self._written
+        files.settle(file for _, made in written.values() for file in made)
+        checksums = [
+            store.write_chunk(self._table, "checksum", chunk, np.frombuffer(checksum, np.uint8)[None])
+            for chunk, (checksum, _) in written.items()
+        ]
+        files.settle(checksums)
+        for chunk in written:
+            store.write_chunk(self._table, "done", chunk, np.ones(1, np.uint8))
+        self._written, self._bytes, self._settled = {}, 0, time.monotonic()
 
     def reset(self, chunks: Iterable[int]) -> None:
         """Reopen chunks. The table is unsealed first, so that a kill leaves it unfinished, never wrong.
@@ -113,8 +141,10 @@ class Writer:
         if self._reopen is not None:
             self._reopen(again)
             self._reopen = None
-        else:
-            self._store.set_attributes(self._table, {"manifest": self.manifest.to_json()})
+        elif self.sealed:
+            attributes = dict(self._store.attributes(self._table))
+            del attributes["seal"]  # what was measured stays, for whoever seals it again
+            self._store.set_attributes(self._table, attributes)
         for chunk in again:
             self._store.clear_chunk(self._table, "done", chunk)
         self.pending = sorted({*self.pending, *again})
@@ -139,6 +169,7 @@ class Writer:
                 f"{self._table} cannot be sealed: {len(self.pending)} of {self.manifest.chunks} chunks are "
                 f"not written ({left}); write them first"
             )
+        self._settle()
         if not self._store.read(self._table, "done").all():
             return False
         with self._guard():
@@ -149,7 +180,8 @@ class Writer:
     def _seal(self, measured: dict[str, Any]) -> None:
         attributes = {"manifest": self.manifest.to_json(), "measured": measured}
         attributes["seal"] = integrity.make_seal(self._store, self._table, self.manifest, measured)
-        files.settle()
+        done = self._store.path / self._table / "done"
+        files.settle(file for file in done.iterdir() if file.name[0] == "c")
         self._store.set_attributes(self._table, attributes)
 
     def read(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n V D"]:
@@ -167,17 +199,45 @@ class Writer:
             found[str(name)] = str(why)
         return found
 
+    @property
+    def measured(self) -> dict[str, Any] | None:
+        """What was measured before the table was opened again for repair; None if it never was finished."""
+        return self._store.attributes(self._table).get("measured")
+
+    def stat(self, chunk: int) -> Int[np.ndarray, "n 3"] | None:
+        """Of the files behind a chunk's rows, when they were encoded; None in the first schema."""
+        if "stat" not in integrity.checked_arrays(self.manifest.schema):
+            return None
+        rows = self.rows(chunk)
+        return self._store.read(self._table, "stat", rows.start, rows.stop)
+
     def close(self) -> None:
         """Release the table. What is written stays, and `Cache.begin` continues from it."""
-        self._release()
+        try:
+            if self._written:
+                self._settle()
+        finally:
+            self._release()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        with suppress(*(() if error is None else (SpanerError,))):  # the first complaint counts
+            self.close()
 
     # -- checks ----------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        """Delete what writers of these chunks left behind when they were killed."""
+        if self._reopen is not None or self.sealed:
+            return
+        for array in PER_CHUNK:
+            files.clear(self._store.path / self._table / array, chosen=self._is_left)
+
+    def _is_left(self, name: str) -> bool:
+        chunk = re.match(r"c\.(\d+)", name)
+        return chunk is None or int(chunk[1]) in self._mine
 
     def _is_done(self, chunk: int) -> bool:
         store, table = self._store, self._table
@@ -185,7 +245,7 @@ class Writer:
             if store.read(table, "done", chunk, chunk + 1)[0] != 1:
                 return False
             stored = store.read(table, "checksum", chunk, chunk + 1).tobytes()
-            if stored == integrity.stored_checksum(store, table, self.rows(chunk)):
+            if stored == integrity.stored_checksum(store, self.manifest, chunk):
                 return True
         except Corrupt:
             pass

@@ -19,43 +19,16 @@ from weakref import WeakSet
 import numpy as np
 
 from spaner.cache import files
-from spaner.cache.layout import ArraySpec, stored_layout
+from spaner.cache.layout import ArraySpec, Damage, stored_layout
 from spaner.cache.manifest import Manifest
+from spaner.cache.zarr_json import array_json, group_json, plain_spec
 from spaner.errors import CacheError, Corrupt
 
 MAP_FROM = 1 << 16  # bytes from which mapping a chunk beats reading it
 MAPS = 256  # each live map holds a file descriptor; beyond these, chunks are read
 _LIVE: WeakSet[mmap.mmap] = WeakSet()
-OPTIONAL = ("status", "reason", "checksum", "done")  # a chunk that is absent reads as zeros
+OPTIONAL = ("status", "reason", "stat", "checksum", "done")  # a chunk that is absent reads as zeros
 PER_CHUNK = ("features", *OPTIONAL)  # what encoding a chunk again writes anew
-
-
-def group_json(attributes: dict[str, Any]) -> bytes:
-    """The only bytes that a group's zarr.json may have."""
-    return _render({"attributes": attributes, "node_type": "group", "zarr_format": 3})
-
-
-def array_json(spec: ArraySpec) -> bytes:
-    """The only bytes that an array's zarr.json may have."""
-    order = [{"configuration": {"endian": "little"}, "name": "bytes"}]
-    return _render(
-        {
-            "attributes": {},
-            "chunk_grid": {"configuration": {"chunk_shape": list(spec.chunk_shape)}, "name": "regular"},
-            "chunk_key_encoding": {"configuration": {"separator": "."}, "name": "default"},
-            "codecs": order if spec.stored.itemsize > 1 else [{"name": "bytes"}],
-            "data_type": spec.dtype,
-            "fill_value": 0.0 if spec.dtype.startswith("float") else 0,
-            "node_type": "array",
-            "shape": list(spec.shape),
-            "zarr_format": 3,
-        }
-    )
-
-
-def _render(metadata: dict[str, Any]) -> bytes:
-    text = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8", "surrogatepass")  # as json.loads reads it
 
 
 class ZarrStore:
@@ -97,7 +70,7 @@ class ZarrStore:
         """Layout of an array; None if it is valid Zarr that this store did not write."""
         name = f"{table}/{array}"
         if name not in self._specs:
-            self._specs[name] = _plain(self._metadata(name))
+            self._specs[name] = plain_spec(self._metadata(name))
         return self._specs[name]
 
     def _metadata(self, node: str) -> dict[str, Any]:
@@ -138,18 +111,37 @@ class ZarrStore:
             file = self.path / table / array / "zarr.json"
             raise Corrupt(_damaged(file, f"zarr says {str(error).splitlines()[:1]}")) from error
 
-    def damage(self, table: str = "") -> list[tuple[int | None, str]]:
-        groups = {table, f"{table}/draws"} if table else {"", *(name.split("/")[0] for name in self.tables())}
-        present = [group for group in sorted(groups) if group == table or (self.path / group).is_dir()]
-        broken = [what for group in present for what in self._group_damage(group)]
-        if not table or broken:
-            return [(None, what) for what in broken]
+    def damage(self, table: str = "") -> list[Damage]:
+        if not table:
+            return self._cache_damage()
+        if broken := self._group_damage(table):
+            return [Damage(what, "seal") for what in broken]
         try:
             manifest = Manifest.from_json(self.attributes(table).get("manifest"))
             expected = stored_layout(self, table, manifest)
         except CacheError as error:
-            return [(None, str(error))]
-        return [found for array, spec in expected.items() for found in self._array_damage(table, array, spec)]
+            return [Damage(str(error))]
+        draws = [array.removeprefix("draws/") for array in expected if array.startswith("draws/")]
+        found = [Damage(what) for what in (self._group_damage(f"{table}/draws") if draws else ())]
+        found += self._strays(table, {"zarr.json", *(array.split("/")[0] for array in expected)})
+        found += self._strays(f"{table}/draws", {"zarr.json", *draws}) if draws else []
+        return found + [
+            each for array, spec in expected.items() for each in self._array_damage(table, array, spec)
+        ]
+
+    def _cache_damage(self) -> list[Damage]:
+        try:
+            listed = list(self.attributes().get("tables", {}))
+        except Corrupt:
+            listed = []
+        tables = [name.split("/") for name in {*self.tables(), *listed}]
+        modalities = {name[0] for name in tables}
+        there = [group for group in sorted(modalities) if (self.path / group).is_dir()]
+        found = [Damage(what) for group in ("", *there) for what in self._group_damage(group)]
+        found += self._strays("", {"zarr.json", *modalities})
+        for group in there:
+            found += self._strays(group, {"zarr.json", *(name[-1] for name in tables if name[0] == group)})
+        return found
 
     def _group_damage(self, node: str) -> list[str]:
         file = self.path / node / "zarr.json"
@@ -159,63 +151,66 @@ class ZarrStore:
             return [str(error)]
         return [] if sound else [_damaged(file, "it differs from the bytes it was written with")]
 
-    def _array_damage(self, table: str, array: str, spec: ArraySpec) -> list[tuple[int | None, str]]:
+    def _array_damage(self, table: str, array: str, spec: ArraySpec) -> list[Damage]:
         file = self.path / table / array / "zarr.json"
         if not file.is_file() or array_json(spec) != file.read_bytes():
-            return [(None, _damaged(file, "it differs from the bytes it was written with"))]
+            return [Damage(_damaged(file, "it differs from the bytes it was written with"))]
         last, rest = spec.chunks - 1, spec.shape[0] % spec.chunk
-        chunk = last if array in PER_CHUNK else None
+        chunk, part = (last, "rows") if array in PER_CHUNK else (None, "listing")
         try:
             padding = self._chunk(table, array, spec, last)[rest:].tobytes() if rest else b""
         except Corrupt as error:
-            return [(chunk, str(error))]
-        file = self.chunk_file(table, array, spec, last)
-        return [(chunk, _damaged(file, "the padding after the last row is not zero"))] if any(padding) else []
+            return [Damage(str(error), part, chunk)]
+        ending = ".0" * (len(spec.shape) - 1)
+        found = self._strays(f"{table}/{array}", {"zarr.json", *(f"c.{n}{ending}" for n in range(last + 1))})
+        if any(padding):
+            file = self.chunk_file(table, array, spec, last)
+            found.append(Damage(_damaged(file, "the padding after the last row is not zero"), part, chunk))
+        return found
+
+    def _strays(self, node: str, expected: set[str]) -> list[Damage]:
+        """Names that are no part of the cache; those with a dot at the start are work in progress."""
+        folder = self.path / node
+        names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        strange = [name for name in names if name[0] != "." and name not in expected]
+        return [Damage(f"{folder / name} is no part of the cache; remove it", "stray") for name in strange]
 
     def close(self) -> None:
         self._specs.clear()  # the files themselves are not kept open
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def set_attributes(self, table: str, attributes: dict[str, Any]) -> None:
-        """Replace the attributes of a group in one step, creating the group."""
+    def set_attributes(self, table: str, attributes: dict[str, Any], *, durable: bool = True) -> None:
+        """Replace the attributes of a group in one step, creating the group; wait for the disk by default."""
         folder = self.path / table
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        files.write(folder / "zarr.json", group_json(attributes))
+        files.write(folder / "zarr.json", group_json(attributes), durable=durable)
 
-    def create_array(self, table: str, array: str, spec: ArraySpec) -> None:
+    def create_array(self, table: str, array: str, spec: ArraySpec, *, durable: bool = False) -> None:
         """Make an empty array; chunks that are not written read as zeros."""
         folder = self.path / table / array
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        files.write(folder / "zarr.json", array_json(spec))
+        files.write(folder / "zarr.json", array_json(spec), durable=durable)
 
-    def write_chunk(self, table: str, array: str, index: int, rows: np.ndarray) -> None:
-        """Replace one chunk in one step. `rows` may be short only in the last chunk."""
+    def write_chunk(self, table: str, array: str, index: int, rows: np.ndarray) -> Path:
+        """Replace one chunk in one step; its file. `rows` may be short only in the last chunk."""
         spec = self.spec(table, array)
         assert spec is not None, f"{table}/{array} is not written by this store"
         block = np.ascontiguousarray(rows, spec.stored)
         if len(block) < spec.chunk:
             padding = np.zeros((spec.chunk - len(block), *spec.shape[1:]), block.dtype)
             block = np.concatenate([block, padding])
-        files.write(Path(self.chunk_file(table, array, spec, index)), block.reshape(-1).view(np.uint8).data)
+        file = Path(self.chunk_file(table, array, spec, index))
+        files.write(file, block.reshape(-1).view(np.uint8).data)
+        return file
 
     def clear_chunk(self, table: str, array: str, index: int) -> None:
         """Make one chunk zeros by removing its file."""
         spec = self.spec(table, array)
         assert spec is not None, f"{table}/{array} is not written by this store"
         files.remove(Path(self.chunk_file(table, array, spec, index)))
-
-
-def _plain(metadata: dict[str, Any]) -> ArraySpec | None:
-    try:
-        shape = tuple(int(size) for size in metadata["shape"])
-        chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        spec = ArraySpec(shape, str(metadata["data_type"]), int(chunk))
-        return spec if json.loads(array_json(spec)) == metadata and min(shape) > 0 < spec.chunk else None
-    except (KeyError, TypeError, ValueError, IndexError):
-        return None
 
 
 def _bytes(file: str, *, mapped: bool) -> bytes | mmap.mmap:

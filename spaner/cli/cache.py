@@ -111,11 +111,12 @@ def verify(path: CachePath, *, json: AsJson = False) -> None:
     import spaner.cache
 
     with spaner.cache.open(path) as cache:
-        problems = cache.verify()
+        found = cache.verify()
         tables = cache.tables()
-        unsealed = [cache.progress(name) for name in cache.unsealed()]
+    problems = [problem for problem in found if problem.part != "unfinished"]
+    unsealed = [problem.what for problem in found if problem.part == "unfinished"]
     if json:
-        console.dump([{"table": p.table, "chunk": p.chunk, "what": p.what} for p in problems])
+        console.dump([asdict(problem) for problem in found])
     if problems:
         lines = "\n".join(f"  {p.table}: {p.what}" for p in problems)
         raise Corrupt(

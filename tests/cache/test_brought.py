@@ -108,16 +108,21 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch, code:
     assert not list(tmp_path.glob(".*.lock"))
 
 
-def test_locks_and_temporaries_follow_no_link(tmp_path: Path) -> None:
+def test_locks_and_temporaries_follow_no_link(tmp_path: Path, monkeypatch) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
     lock_path(tmp_path / "c", "image/train").symlink_to(precious)
-    with pytest.raises(CacheError, match="cannot write"):
+    with pytest.raises(CacheError, match=r"\.c\.image=train\.lock is a link, .* remove it"):
         Lock(lock_path(tmp_path / "c", "image/train"), "it")
-    files.partial(tmp_path / "new").symlink_to(precious)
-    files.write(tmp_path / "new", b"theirs")
+    lock_path(tmp_path / "c", "image/test").hardlink_to(precious)
+    with pytest.raises(CacheError, match=r"\.c\.image=test\.lock is a link, .* remove it"):
+        Lock(lock_path(tmp_path / "c", "image/test"), "it")
+    assert files.temporary(tmp_path / "new") != files.temporary(tmp_path / "new")
+    monkeypatch.setattr(files, "temporary", lambda path: path.with_name("foreseen"))
+    (tmp_path / "foreseen").symlink_to(precious)
+    with pytest.raises(CacheError, match=r"cannot write .*new: File exists"):
+        files.write(tmp_path / "new", b"theirs")
     assert precious.read_text() == "mine"
-    assert (tmp_path / "new").read_bytes() == b"theirs"
 
 
 def test_names_that_differ_by_a_separator_stay_apart(tmp_path: Path) -> None:
@@ -131,7 +136,6 @@ def test_names_that_differ_by_a_separator_stay_apart(tmp_path: Path) -> None:
 
 def test_a_table_that_a_kill_left_unsealed_is_not_called_sound(tmp_path: Path) -> None:
     from spaner.cli.cache import verify
-    from spaner.extract.repair import repair
 
     table = added(tmp_path)
     with cache.create(tmp_path / "c", "pets", NAMES) as made:
@@ -140,5 +144,6 @@ def test_a_table_that_a_kill_left_unsealed_is_not_called_sound(tmp_path: Path) -
         made.close()
     with pytest.raises(Unsealed, match=r"is not finished: image/train .* run the same `spaner extract`"):
         verify(tmp_path / "c")
-    with pytest.raises(Unsealed, match="nothing to repair, but image/train"):
-        repair(tmp_path / "c")
+    with cache.open(tmp_path / "c") as opened:
+        (problem,) = opened.verify()
+    assert (problem.table, problem.part) == ("image/train", "unfinished")

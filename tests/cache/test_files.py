@@ -1,6 +1,7 @@
 """A file is replaced, never changed: whoever reads it meanwhile sees the old bytes or the new ones."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,14 @@ def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path):
     assert sorted(other.name for other in tmp_path.iterdir()) == ["open elsewhere", "zarr.json"]
 
 
-def test_what_a_killed_write_left_is_taken_over(tmp_path: Path):
-    file = tmp_path / "c.0"
-    files.partial(file).write_bytes(b"a longer piece that was torn")
-    files.write(file, b"whole")
-    assert [other.name for other in tmp_path.iterdir()] == ["c.0"]
-    assert file.read_bytes() == b"whole"
+def test_what_killed_writes_left_is_cleared_by_name(tmp_path: Path):
+    for name in ("c.0", "c.1", "c"):
+        files.temporary(tmp_path / name).write_bytes(b"torn")
+    files.temporary(tmp_path / "c.0", "old").mkdir()
+    (tmp_path / ".c.0.partial").write_text("not ours")
+    files.clear(tmp_path, chosen={"c.0"}.__contains__)
+    left = sorted(re.sub("[0-9a-f]{16}", "*", file.name) for file in tmp_path.iterdir())
+    assert left == [".c.*.partial", ".c.0.partial", ".c.1.*.partial"]
 
 
 def test_refusals_name_the_file_and_the_remedy(tmp_path: Path):

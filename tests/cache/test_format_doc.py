@@ -31,8 +31,14 @@ def test_hashes_are_what_the_document_says(make, tmp_path: Path, source):
     root = json.loads((made / "zarr.json").read_bytes())["attributes"]
     digest = root.pop("digest")
     assert hashlib.sha256(canonical(root)).hexdigest() == digest
+    del root["tables"]["text/vanilla"]
 
     attributes = json.loads((table / "zarr.json").read_bytes())["attributes"]
+    assert root.pop("tables") == {
+        "image/train": hashlib.sha256(canonical(attributes["manifest"])).hexdigest()
+    }
+    copy = json.loads((made / "image" / "zarr.json").read_bytes())["attributes"]
+    assert copy == root | {"digest": hashlib.sha256(canonical(root)).hexdigest()}
     seal = attributes["seal"]
     sealed = {name: value for name, value in seal.items() if name != "digest"}
     assert hashlib.sha256(canonical(attributes | {"seal": sealed})).hexdigest() == seal["digest"]
@@ -48,7 +54,9 @@ def test_hashes_are_what_the_document_says(make, tmp_path: Path, source):
         source.stored()[5:10].tobytes(),
         b"\1\1\2\1\1",
         bytes(320) + b"image file is truncated".ljust(480, b"\0"),
+        bytes(5 * 24),
     ]
+    assert hashlib.sha256(b"\1" * 7 + b"\2" + b"\1" * 15).hexdigest() == seal["status"]
     assert hashlib.sha256(b"".join(chunk)).digest() == checksums[1]
     ids = "".join(name + "\0" for name in source.ids).encode()
     assert attributes["manifest"]["rows_sha256"] == hashlib.sha256(ids).hexdigest()
@@ -56,7 +64,7 @@ def test_hashes_are_what_the_document_says(make, tmp_path: Path, source):
 
 def test_the_first_512_bytes_are_what_the_document_says(make, tmp_path: Path):
     data = make(tmp_path / "cache.h5").read_bytes()
-    text = f"spaner-cache/1\nbytes {len(data)}\nsha256 {hashlib.sha256(data[512:]).hexdigest()}\n"
+    text = f"spaner-cache/2\nbytes {len(data)}\nsha256 {hashlib.sha256(data[512:]).hexdigest()}\n"
     assert data[:512] == text.encode().ljust(512, b"\0")
     assert data[512:520] == b"\x89HDF\r\n\x1a\n"
 

@@ -27,7 +27,7 @@ def test_folders_and_files_that_are_no_cache(tmp_path: Path):
     (tmp_path / "holiday").mkdir()
     assert "is a folder without zarr.json, not a spaner cache" in message(CacheError, tmp_path / "holiday")
     zarr.create_group(tmp_path / "other", attributes={"schema": "ome"})
-    assert "is not a spaner cache: no schema spaner-cache/1 in it" in message(CacheError, tmp_path / "other")
+    assert "is not a spaner cache: no schema spaner-cache/2 in it" in message(CacheError, tmp_path / "other")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
     assert "is not a spaner cache" in message(CacheError, tmp_path / "other.h5")
@@ -38,9 +38,9 @@ def test_folders_and_files_that_are_no_cache(tmp_path: Path):
 def test_newer_schema_asks_for_a_newer_spaner(make, path: Path):
     made = make(path)
     file = made if made.is_file() else made / "zarr.json"
-    file.write_bytes(file.read_bytes().replace(b"spaner-cache/1", b"spaner-cache/2"))
+    file.write_bytes(file.read_bytes().replace(b"spaner-cache/2", b"spaner-cache/3"))
     said = message(CacheError, made)
-    assert "has schema spaner-cache/2, this spaner reads spaner-cache/1" in said
+    assert "has schema spaner-cache/3, this spaner reads spaner-cache/2" in said
     assert "pip install -U spaner" in said
 
 

@@ -56,7 +56,7 @@ class StoreContract:
     def test_attributes_are_those_on_disk(self, store: Store, made: Path):
         for table in ("", *store.tables()):
             assert store.attributes(table) == self.raw_attributes(made, table)
-        assert store.attributes()["schema"] == "spaner-cache/1"
+        assert store.attributes()["schema"] == "spaner-cache/2"
         assert set(store.attributes(TABLE)) == {"manifest", "measured", "seal"}
 
     def test_every_array_is_readable_without_us(self, store: Store, made: Path, source):
@@ -124,7 +124,7 @@ class TestZarr(StoreContract):
     def test_zarr_finds_every_member_without_a_warning(self, made: Path):
         names = {name for name, _ in zarr.open_group(made, mode="r").members(max_depth=None)}
         assert {"image", "text", TABLE, f"{TABLE}/features", f"{TABLE}/draws/2-shot-seed-1"} <= names
-        assert len(names) == 2 + 2 + 7 * 2 + 1 + 1
+        assert len(names) == 2 + 2 + 8 * 2 + 1 + 1
 
     def test_a_chunk_file_is_plain_numbers(self, made: Path, source):
         file = made / TABLE / "features" / "c.1.0.0"

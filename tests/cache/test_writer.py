@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spaner import cache
+from spaner.cache import files
 from spaner.errors import Busy, CacheError, Corrupt, Mismatch, Unsealed
 
 CLASSES = ["cat", "dog", "Häher"]
@@ -297,7 +298,7 @@ def test_adding_refuses_what_does_not_fit(tmp_path: Path, change: dict, words: s
         ({"rows_sha256": "0"}, r"rows_sha256 of image/train is not that of its ids"),
         ({"draws": {}}, r"got draws \['2-shot-seed-1'\], its manifest lists \[\]"),
         ({"draws": {"2-shot-seed-1": "0"}}, "draw 2-shot-seed-1 of image/train differs from its hash"),
-        ({"schema": "spaner-cache/9"}, "has schema spaner-cache/9, this spaner writes spaner-cache/1"),
+        ({"schema": "spaner-cache/9"}, "has schema spaner-cache/9, this spaner writes spaner-cache/2"),
         ({"dtype": "int8"}, "has dtype 'int8'; expected float16 or float32"),
     ],
 )
@@ -338,11 +339,10 @@ def test_leftovers_of_a_killed_creation_are_cleared(path: Path, source, contents
     with create(path) as made:
         source.begin(made).reset([0])  # an HDF5 cache gets its parts back
         place = parts(path)
-        shutil.copytree(place / "image/train", place / ".image=train.new")
-        shutil.copytree(place / "image/train", place / ".image=train.old")
-        (place / "image/train/features/.c.0.0.0.partial").write_bytes(b"torn")
-    if not path.suffix:
-        assert ".image=train.new" in {file.name for file in path.iterdir()}
+        for name in (files.temporary(place / "image=train", kind) for kind in ("new", "old")):
+            shutil.copytree(place / "image/train", name)
+        files.temporary(place / "image/train/features/c.0.0.0").write_bytes(b"torn")
+        files.temporary(place / "zarr.json").write_bytes(b"torn")
     with create(path) as made, source.begin(made, overwrite=True) as writer:
         source.write(writer)
         writer.seal()

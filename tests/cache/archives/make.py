@@ -1,6 +1,7 @@
 """Made the caches in this folder, which must stay readable: never run it again for a released schema.
 
-Usage: python make.py spaner-cache-1, which writes spaner-cache-1/ and spaner-cache-1.h5.
+Usage: python make.py spaner-cache-2, which writes spaner-cache-2/ and spaner-cache-2.h5. Those of the first
+schema were made by the program of that time; spaner-cache-1-unfinished was killed before its second chunk.
 """
 
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 from spaner import cache
 
 ROWS, DIM = 7, 3
+STAT = np.arange(3 * ROWS).reshape(ROWS, 3) + 1_700_000_000_000_000_000
 
 
 def make(path: Path) -> None:
@@ -37,9 +39,9 @@ def make(path: Path) -> None:
     with cache.create(path, "archive", ["cat", "dog"]) as made:  # noqa: SIM117, the writer ends first
         with made.begin(manifest, ids, labels, {"2-shot-seed-1": drawn}) as writer:
             for chunk in writer.pending:
-                writer.write(
-                    chunk, features[writer.rows(chunk)], reasons={1: "not an image"} if chunk else None
-                )
+                rows = writer.rows(chunk)
+                reasons = {1: "not an image"} if chunk else None
+                writer.write(chunk, features[rows], reasons=reasons, stat=STAT[rows])
             writer.seal({"purity": 0.25})
 
 
