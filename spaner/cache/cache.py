@@ -25,7 +25,7 @@ from spaner.cache.table import Table
 from spaner.cache.verification import Problem
 from spaner.cache.writer import Writer
 from spaner.cache.zarr_store import ZarrStore
-from spaner.errors import CacheError, Corrupt, Mismatch, Unsealed
+from spaner.errors import CacheError, Corrupt, Unsealed
 
 
 def open(path: str | Path) -> "Cache":
@@ -70,26 +70,12 @@ def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache
         notes = root.ensure(staging, dataset, names) if started else []
         stores = stores_at(path) if started or path.exists() else []
     for store in stores:
-        _same_root(store, dataset, names)
+        root.refuse_other(store, dataset, names)
     others: list[Store] = [store for store in stores if store.path != staging.path]
     attributes = stores[0].attributes() if stores else root.attributes(SCHEMA, dataset, names)
     cache = Cache(path, [staging, *others], attributes, staging)
     cache.notes += notes
     return cache
-
-
-def _same_root(store: Store, dataset: str, names: list[str]) -> None:
-    there = store.attributes()
-    found = f"dataset {there['dataset']!r}", repr(dataset)
-    if there["dataset"] == dataset:
-        if there["class_names"] == names:
-            return
-        found = f"{len(there['class_names'])} classes", str(len(names))
-        if len(there["class_names"]) == len(names):
-            pairs = enumerate(zip(there["class_names"], names, strict=True))
-            row, (old, new) = next((row, pair) for row, pair in pairs if pair[0] != pair[1])
-            found = f"classes of which number {row} is {old!r}", repr(new)
-    raise Mismatch(f"{store.path} is a cache of {found[0]}, asked for {found[1]}; choose another --cache")
 
 
 class Cache:
@@ -164,6 +150,30 @@ class Cache:
             return [each for name in tables for each in verification.verify(self.store(name), [name])]
         stores = [store for store in self._stores if store.path.exists()]
         return [problem for store in stores for problem in verification.verify(store)]
+
+    def manifest(self, name: str) -> Manifest:
+        """What a table is, finished or not."""
+        return Manifest.from_json(self.store(name).attributes(name).get("manifest"))
+
+    def listing(self, name: str) -> mending.Found | None:
+        """Ids, labels and draws of a table; None where they are damaged, or it is unfinished, so that nothing
+        vouches for its labels."""
+        return mending.found_listing(self.store(name), self.manifest(name))
+
+    def mend(self) -> None:
+        """Write anew what the cache alone can restore: metadata of its tables, an HDF5 file's own bytes.
+        What was done is added to the notes."""
+        staging = self._writable()
+        with root_lock(self.path):
+            for name in staging.tables():
+                if not mending.is_lost(staging, name):
+                    manifest = self.manifest(name)
+                    self.notes += mending.mend_metadata(staging, manifest, None)
+                    root.enlist(staging, name, manifest.sha256)
+        for store in self._stores:
+            if store is not staging and store.damage():
+                self._again = True
+                self.notes.append(f"{store.path} is written again from its tables")
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -295,10 +305,6 @@ class Cache:
             return verification.is_unsealed(self.store(name).attributes(name))
         except Corrupt:
             return False
-
-    def rewrite(self) -> None:
-        """When the cache is closed, write an HDF5 file again whose own bytes are damaged."""
-        self._again = True
 
     def _writable(self) -> ZarrStore:
         if self._staging is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spaner.cache import files, integrity, root
-from spaner.cache.layout import ArraySpec, Store, stored_layout, table_layout
+from spaner.cache.layout import ArraySpec, Store, drawn_sha256, stored_layout, table_layout, unpack
 from spaner.cache.manifest import Manifest
 from spaner.cache.verification import is_unsealed
 from spaner.cache.zarr_json import array_json, group_json
@@ -19,6 +19,7 @@ from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt, Mismatch
 
 Listing = Mapping[str, np.ndarray]
+Found = tuple[list[str], np.ndarray, dict[str, np.ndarray]]
 
 
 def layout_of(manifest: Manifest, listing: Listing) -> dict[str, ArraySpec]:
@@ -157,3 +158,19 @@ def check_listing(store: Store, manifest: Manifest, listing: Listing) -> bool:
         return all(np.array_equal(store.read(manifest.table, array), rows) for array, rows in listing.items())
     except Corrupt:
         return False
+
+
+def found_listing(store: Store, manifest: Manifest) -> Found | None:
+    """Ids, labels and draws as they are stored; None where they are damaged, or nothing vouches for them."""
+    table = manifest.table
+    seal = store.attributes(table).get("seal")
+    try:
+        ids = unpack(store.read(table, "ids")).tolist()
+        labels = np.array(store.read(table, "labels"), np.int64)
+        draws = {name: np.array(store.read(table, f"draws/{name}"), np.int64) for name in manifest.draws}
+        listing = integrity.array_sha256(store, table, ["labels", "ids"], manifest.rows)
+        sound = seal is not None and seal["listing"] == listing and len(ids) == len(labels)
+        sound = sound and all(drawn_sha256(ids, rows) == manifest.draws[name] for name, rows in draws.items())
+    except (CacheError, UnicodeDecodeError, IndexError):
+        return None
+    return (ids, labels, draws) if sound else None

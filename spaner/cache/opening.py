@@ -33,6 +33,20 @@ def stores_at(path: Path) -> list[Store]:
     return stores
 
 
+def whose(path: Path) -> tuple[str, list[str]]:
+    """Dataset and class names of a cache whose own metadata may be damaged, or whose tables unfinished.
+
+    Raises:
+        CacheError: nothing there, or no cache.
+        Corrupt: nothing that is left says so.
+    """
+    store = ZarrStore(path if path.is_dir() else parts_of(path))
+    found = root.recalled(store) if store.path.is_dir() else None
+    if found is None:
+        found = stores_at(path)[-1].attributes()
+    return found["dataset"], found["class_names"]
+
+
 def _zarr(path: Path) -> ZarrStore:
     store = ZarrStore(path)
     if not (path / "zarr.json").is_file() and not store.tables():

@@ -173,3 +173,18 @@ def holds(store: ZarrStore, group: str, expected: Attributes) -> bool:
         return store.attributes(group) == expected
     except Corrupt:
         return False
+
+
+def refuse_other(store: Store, dataset: str, names: list[str]) -> None:
+    """Raise Mismatch, naming what differs, unless the store is of this dataset and these classes."""
+    there = store.attributes()
+    found = f"dataset {there['dataset']!r}", repr(dataset)
+    if there["dataset"] == dataset:
+        if there["class_names"] == names:
+            return
+        found = f"{len(there['class_names'])} classes", str(len(names))
+        if len(there["class_names"]) == len(names):
+            pairs = enumerate(zip(there["class_names"], names, strict=True))
+            row, (old, new) = next((row, pair) for row, pair in pairs if pair[0] != pair[1])
+            found = f"classes of which number {row} is {old!r}", repr(new)
+    raise Mismatch(f"{store.path} is a cache of {found[0]}, asked for {found[1]}; choose another --cache")

@@ -61,6 +61,11 @@ class Writer:
         """Whether the table is finished, so that nothing is left to write."""
         return self._reopen is not None or "seal" in self._store.attributes(self._table)
 
+    @property
+    def finished(self) -> list[int]:
+        """Chunks of this worker that are written, where the table as a whole is not finished."""
+        return [] if self.sealed else [chunk for chunk in self._mine if chunk not in self.pending]
+
     def rows(self, chunk: int) -> slice:
         """Row numbers of one chunk."""
         return self.manifest.rows_of(chunk)

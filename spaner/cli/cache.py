@@ -153,6 +153,8 @@ def repair(
     with console.progress() as progress:
         places = {"dataset": dataset, "data_root": data_root, "model": model, "pretrained": pretrained}
         summary = mend(path, **places, allow_outside=allow_outside, progress=progress)
+    for line in summary.notes:
+        console.note(line)
     console.say(f"{path}: {summary.repaired} chunks extracted again")
 
 

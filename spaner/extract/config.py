@@ -110,5 +110,9 @@ class ExtractConfig:
     allow_outside: bool = field(
         default=False, metadata=_help("let a list name files that lie outside its data root")
     )
+    check: Literal["stat", "content", "off"] = field(
+        default="stat",
+        metadata=_help("tell files that changed by size and time, by their content too, or not at all"),
+    )
     overwrite: bool = field(default=False, metadata=_help("replace tables made with other settings"))
     dry_run: bool = field(default=False, metadata=_help("print rows, bytes and destination, and stop"))

@@ -52,7 +52,7 @@ def draws_of(
     found: Draws = {"train": {}, "val": {}}
     for count in shots:
         for seed in config.draw_seeds:
-            _compute(found, splits, count, seed)
+            add_draw(found, splits, count, seed)
     sources: dict[str, str] = {}
     for file in index_files(config.draws_from or ()):
         name = draw_name(file)
@@ -66,7 +66,7 @@ def draws_of(
     return {split: found[split] for split in found if split in splits}, sources
 
 
-def _compute(found: Draws, splits: dict[str, Split], shots: int, seed: int) -> None:
+def add_draw(found: Draws, splits: dict[str, Split], shots: int, seed: int) -> None:
     """Add CoOp's draw; validation rows continue the stream of the training rows."""
     train, name = splits["train"].labels, f"{shots}-shot-seed-{seed}"
     val = splits["val"].labels if "val" in splits else np.empty(0, np.int32)

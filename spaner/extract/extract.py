@@ -19,13 +19,15 @@ from spaner.cache import cache as caches
 from spaner.cache.cache import Cache, Writer
 from spaner.cache.manifest import Manifest
 from spaner.errors import DatasetError, RecipeError
-from spaner.extract import pipeline, purity, texts
+from spaner.extract import origins, pipeline, purity, texts
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets import images
-from spaner.extract.datasets.dataset import Dataset, read
+from spaner.extract.datasets.dataset import Dataset, Split, read
 from spaner.extract.encoders import encoder as encoders
 from spaner.extract.encoders.encoder import Encoder
+from spaner.extract.origins import Noted, Watch
 from spaner.extract.plan import TablePlan, destination, plan
+from spaner.extract.repair import open_damaged
 from spaner.extract.summary import Summary, TableSummary
 from spaner.progress import Progress, no_progress
 
@@ -65,6 +67,7 @@ def extract(
             run = Extraction(config, dataset, towers.pop(modality), progress or no_progress)
             with caches.create(path, dataset.name, dataset.class_names) as cache:
                 done += [run.table(cache, table) for table in tables if table.modality == modality]
+                notes += [*cache.notes, *run.notes]
     return Summary(path, done, left_out=dataset.left_out, notes=notes)
 
 
@@ -163,6 +166,7 @@ class Extraction:
         self.progress = progress
         self.exact = exact or partial(load, config, dataset, precision="float32")
         self.reference: Encoder | None = None
+        self.notes: list[str] = []
 
     def table(self, cache: Cache, table: TablePlan) -> TableSummary:
         """Begin or continue one table, fill it, check it and seal it."""
@@ -170,15 +174,16 @@ class Extraction:
         with cache.begin(
             manifest, table.source.ids, table.source.labels, table.draws, overwrite=self.config.overwrite
         ) as writer:
+            watch = self._resume(cache, table, writer)
             if writer.sealed:
                 sealed = cache.table(table.name)
                 return self._summary(manifest, sealed.failures(), manifest.rows, None, sealed.measured)
-            feed = self._feed(cache, table, manifest)
+            feed = self._feed(cache, table, manifest, watch.split)
             todo = _rows(writer)
             allow = self.config.allow_impure
             purity.check_early(self.encoder, writer, feed.probe, allow=allow)
             began = time.perf_counter()
-            pipeline.fill(writer, feed, self._tick(manifest, manifest.rows - todo))
+            pipeline.fill(Noted(writer, watch), feed, self._tick(manifest, manifest.rows - todo))
             seconds = time.perf_counter() - began
             failures = writer.failures()
             self._check_failed(table, failures)
@@ -190,13 +195,21 @@ class Extraction:
             manifest, failures, manifest.rows - todo, todo / seconds if todo else None, measured
         )
 
-    def _feed(self, cache: Cache, table: TablePlan, manifest: Manifest) -> pipeline.Feed:
+    def _resume(self, cache: Cache, table: TablePlan, writer: Writer) -> Watch:
+        """Open again what is damaged, or half done and made of other files than are there now."""
+        self.notes += open_damaged(cache, writer)
+        watch = Watch(table.source, self.config.check)
+        if self.config.check != "off":
+            self.notes += origins.compare_table(cache, writer, watch)
+        return watch
+
+    def _feed(self, cache: Cache, table: TablePlan, manifest: Manifest, source: Split) -> pipeline.Feed:
         if table.is_text:
             known = texts.known_columns(cache, manifest)
             size = self.config.batch_size
             return texts.feed(table.source, self.encoder, size, manifest.chunk_rows, known)
         views = len(table.views)
-        return pipeline.feed(table.source, self.encoder, views, self.config.seed, self._pace())
+        return pipeline.feed(source, self.encoder, views, self.config.seed, self._pace())
 
     def _tick(self, manifest: Manifest, done: int) -> Callable[[int], None]:
         def tick(rows: int) -> None:

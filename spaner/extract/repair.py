@@ -1,24 +1,32 @@
-"""Extract damaged chunks again, and only those, with the encoder that the table's manifest names.
+"""Mend a cache: encode damaged chunks again, and only those, finish what a kill left unfinished, and write
+metadata and listings anew.
 
-The encoder is rebuilt and its weights are compared by hash before a byte is written. What no re-extraction
-can mend (damaged metadata, ids or labels) is named; ``spaner extract --overwrite`` replaces such a table.
+The encoder is rebuilt from the table's manifest, its weights compared by hash before a byte is written. What
+cannot be mended without the settings of the extraction is named: the same ``spaner extract`` mends that.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from spaner import registry
 from spaner.cache import cache as caches
-from spaner.cache.cache import Cache
-from spaner.cache.table import Table
-from spaner.errors import Corrupt, DatasetError, Unsealed
-from spaner.extract import pipeline, texts
+from spaner.cache.cache import Cache, Writer
+from spaner.cache.manifest import Manifest
+from spaner.cache.opening import whose
+from spaner.cache.verification import Problem
+from spaner.errors import Corrupt
+from spaner.extract import pipeline, purity, texts
 from spaner.extract.datasets import images
-from spaner.extract.datasets.dataset import DATASETS, Split, read
+from spaner.extract.datasets.dataset import Split
+from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.encoders.rebuilt import rebuild
+from spaner.extract.listing import Listed, Origin, listed
+from spaner.extract.origins import Noted, Watch, compare_table
 from spaner.extract.summary import Summary, TableSummary
 from spaner.progress import Progress, no_progress
 
 BATCH = 64  # views per encoder call
+Load = Callable[..., Encoder]
 
 
 def repair(
@@ -32,7 +40,7 @@ def repair(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Summary:
-    """Verify a cache and extract its damaged chunks again.
+    """Verify a cache and mend it.
 
     Args:
         dataset: what was given to extract; needed where the cache's data set has no place of its own.
@@ -41,108 +49,108 @@ def repair(
         pretrained: the checkpoint file, if the weights came from one.
 
     Raises:
-        Corrupt: damage that re-extraction cannot mend.
+        Corrupt: damage that only `spaner extract` can mend.
         DatasetError, EncoderError: samples or weights that are not there.
-        Mismatch: weights other than the table's.
+        Mismatch: weights other than the table's, or files that changed.
     """
-    path = Path(path)
-    with caches.open(path) as cache:
-        broken = _broken(cache)
-        if not broken and (unsealed := cache.unsealed()):
-            raise Unsealed(f"nothing to repair, but {cache.progress(unsealed[0])}")
-        name, class_names = cache.dataset, cache.class_names
-    done: list[TableSummary] = []
+    path, done, chunks = Path(path), [], 0
+    name, class_names = whose(path)
+    origin = Origin(dataset, data_root, allow_outside)
+
+    def load(manifest: Manifest, precision: str | None = None) -> Encoder:
+        files = {"model": model, "weights": pretrained, "device": device}
+        return rebuild(manifest.encoder, manifest.table, precision=precision, seed=manifest.seed, **files)
+
     with images.quiet(), caches.create(path, name, class_names) as cache:
-        for table in (cache.table(which) for which in broken):
-            encoder = rebuild(
-                table.manifest.encoder,
-                table.name,
-                model=model,
-                weights=pretrained,
-                device=device,
-                seed=table.manifest.seed,
-            )
-            again = broken[table.name]
-            if table.manifest.modality == "text":
-                classes = texts.split(class_names, table.views)
-                feed = texts.feed(classes, encoder, BATCH, table.manifest.chunk_rows, {})
-            else:
-                source = _source(table, dataset, data_root, allow_outside=allow_outside)
-                pace = pipeline.Pace(BATCH, workers=2)
-                feed = pipeline.feed(source, encoder, len(table.views), table.manifest.seed, pace)
-            done.append(_mend(cache, table, again, feed, progress or no_progress))
-    return Summary(path, done, repaired=sum(map(len, broken.values())))
+        cache.mend()
+        broken = _broken(cache)
+        for table, problems in broken.items():
+            again = [problem.chunk for problem in problems if problem.chunk is not None]
+            manifest = cache.manifest(table)
+            if any(problem.part != "listing" for problem in problems):
+                load(manifest)  # what is missing for encoding is asked for before anything is written
+            rows = listed(cache, manifest, origin)
+            summary = _mend(cache, manifest, again, rows, load, progress or no_progress)
+            chunks += -(-(summary.rows - summary.resumed) // manifest.chunk)
+            done.append(summary)
+        return Summary(path, done, repaired=chunks, notes=list(cache.notes))
 
 
-def _broken(cache: Cache) -> dict[str, list[int]]:
-    """Table -> chunks to extract again."""
-    found: dict[str, list[int]] = {}
-    problems = cache.verify()
-    hopeless = [problem.what for problem in problems if problem.chunk is None]
+def open_damaged(cache: Cache, writer: Writer) -> list[str]:
+    """Look at every byte of a finished table, and let its writer write damaged chunks again; what to say.
+
+    Raises:
+        Corrupt: damage that encoding chunks again does not mend.
+    """
+    if not writer.sealed:
+        return []
+    table = writer.manifest.table
+    problems = cache.verify([table])
+    chunks = [problem.chunk for problem in problems if problem.chunk is not None]
+    said = [problem.what for problem in problems if problem.part == "stray"]
+    for problem in problems:
+        if problem.chunk is None and problem.part != "stray":
+            raise Corrupt(f"{problem.what.split(';')[0]}; replace the table with --overwrite")
+    writer.reset(chunks)
+    return said + ([f"{table}: {len(chunks):,} damaged chunks are encoded again"] if chunks else [])
+
+
+def _broken(cache: Cache) -> dict[str, list[Problem]]:
+    """Table -> what is wrong with it that encoding or the data set can mend."""
+    found: dict[str, list[Problem]] = {}
+    hopeless = []
+    for problem in cache.verify():
+        if problem.part in ("rows", "listing", "unfinished"):
+            found.setdefault(problem.table, []).append(problem)
+        elif problem.part == "stray":
+            cache.notes.append(problem.what)
+        elif problem.part != "file":
+            hopeless.append(problem.what.split(";")[0])
     if hopeless:
         raise Corrupt(
-            f"{cache.path}: {hopeless[0]} ({len(hopeless)} such); chunks alone cannot mend it; "
-            "replace the table with `spaner extract --overwrite`"
+            f"{cache.path}: {hopeless[0]} ({len(hopeless)} such), which the cache alone cannot mend; run the "
+            "same `spaner extract` again, which does"
         )
-    for problem in problems:
-        if problem.chunk is not None:
-            found.setdefault(problem.table, []).append(problem.chunk)
     return found
 
 
 def _mend(
-    cache: Cache,
-    table: Table,
-    chunks: list[int],
-    feed: pipeline.Feed,
-    progress: Progress,
+    cache: Cache, manifest: Manifest, chunks: list[int], rows: Listed, load: Load, progress: Progress
 ) -> TableSummary:
-    manifest, measured = table.manifest, table.measured
-    ids, labels = table.ids.tolist(), table.labels
-    draws = {name: table.draw(*_shots_and_seed(name)) for name in manifest.draws}
-    done = 0
+    ids, labels = rows.source.ids, rows.source.labels
+    with cache.begin(manifest, ids, labels, rows.draws) as writer:
+        watch = Watch(rows.source, "stat")
+        writer.reset(chunks)
+        cache.notes += compare_table(cache, writer, watch)
+        todo = sum(span.stop - span.start for span in map(writer.rows, writer.pending))
+        if not writer.sealed:
+            _finish(manifest, writer, watch, load, progress)
+        failures = writer.failures() if chunks or todo else {}
+    return TableSummary(manifest.table, manifest.rows, manifest.rows - todo, 0, failures)
+
+
+def _finish(manifest: Manifest, writer: Writer, watch: Watch, load: Load, progress: Progress) -> None:
+    """Encode what is pending and seal, with what was measured before; else it is measured now."""
+    encoder = load(manifest)
+    feed = _feed(manifest, encoder, watch.split)
+    total, done = sum(span.stop - span.start for span in map(writer.rows, writer.pending)), 0
 
     def tick(rows: int) -> None:
         nonlocal done
         done += rows
-        progress(done, sum(map(_length, map(writer.rows, chunks))), table.name)
+        progress(done, total, manifest.table)
 
-    with cache.begin(manifest, ids, labels, draws) as writer:
-        writer.reset(chunks)
-        pipeline.fill(writer, feed, tick)
-        writer.seal(measured)
+    pipeline.fill(Noted(writer, watch), feed, tick)
+    measured = writer.measured
+    if measured is None:
         failures = writer.failures()
-    return TableSummary(table.name, manifest.rows, manifest.rows - done, 0, failures)
+        failed = [row for row, key in enumerate(watch.split.ids) if key in failures]
+        twin = partial(load, manifest, precision="float32")
+        measured = purity.of_table(encoder, twin, writer, feed.probe, failed, allow=False)
+    writer.seal(measured)
 
 
-def _length(rows: slice) -> int:
-    return rows.stop - rows.start
-
-
-def _shots_and_seed(draw: str) -> tuple[int, int, str]:
-    """The parts of "16-shot-seed-1" and "16-shot-seed-1-equal"."""
-    shots, _, rest = draw.partition("-shot-seed-")
-    seed, _, kind = rest.partition("-")
-    return int(shots), int(seed), kind
-
-
-def _source(table: Table, dataset: str | None, root: Path | None, *, allow_outside: bool) -> Split:
-    """Where the table's samples come from, found by their ids in any split of the data set."""
-    manifest, ids = table.manifest, table.ids.tolist()
-    spec = dataset or manifest.dataset
-    if spec.partition(":")[0] not in registry.names(DATASETS, "dataset"):
-        raise DatasetError(
-            f"{manifest.table}: the cache does not say where data set {spec!r} lies; expected what was given "
-            "to extract; type for example `--dataset folder:PATH`"
-        )
-    column = manifest.options.get("modality column")
-    found = read(spec, root, seed=manifest.seed, allow_outside=allow_outside, modality_column=column)
-    splits = found.splits.get(manifest.modality, {})
-    place = {key: split.open for split in splits.values() for key in split.ids}
-    missing = [key for key in ids if key not in place]
-    if missing:
-        raise DatasetError(
-            f"{manifest.table}: {len(missing):,} of {len(ids):,} ids are not in {spec}, first "
-            f"{missing[0]!r}; expected the data set that was extracted; check --dataset and --data-root"
-        )
-    return Split(ids, table.labels, lambda key: place[key](key))
+def _feed(manifest: Manifest, encoder: Encoder, source: Split) -> pipeline.Feed:
+    if manifest.modality == "text":
+        return texts.feed(source, encoder, BATCH, manifest.chunk_rows, {})
+    return pipeline.feed(source, encoder, len(manifest.views), manifest.seed, pipeline.Pace(BATCH, workers=2))

@@ -6,6 +6,7 @@ batches can be cut short. Columns that a sealed table of the same cache already 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 
 import numpy as np
@@ -14,7 +15,8 @@ from jaxtyping import Float
 
 from spaner.cache.cache import Cache
 from spaner.cache.manifest import Manifest
-from spaner.errors import DatasetError
+from spaner.cache.table import Table
+from spaner.errors import Corrupt, DatasetError
 from spaner.extract.datasets.dataset import Split
 from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.pipeline import Feed
@@ -112,19 +114,26 @@ def _short(text: str) -> str:
 
 
 def known_columns(cache: Cache, manifest: Manifest) -> dict[int, np.ndarray]:
-    """View -> column (C, D) that a sealed text table of the same encoder and type holds complete."""
+    """View -> column (C, D) that a sealed text table of the same encoder and type holds complete.
+
+    A damaged table gives none: it is mended when its turn comes.
+    """
     found: dict[int, np.ndarray] = {}
     for name in cache.tables():
-        if not name.startswith("text/") or name == manifest.table:
-            continue
-        table = cache.table(name)
-        there = table.manifest
-        same_rows = there.rows_sha256 == manifest.rows_sha256
-        if there.encoder != manifest.encoder or there.dtype != manifest.dtype or not same_rows:
-            continue
-        column = {template: view for view, template in enumerate(table.views)}
-        shared = [view for view, template in enumerate(manifest.views) if template in column]
-        if table.ok.all() and set(shared) - set(found):
-            rows = table.read()
-            found |= {view: rows[:, column[manifest.views[view]]] for view in shared}
+        if name.startswith("text/") and name != manifest.table:
+            with suppress(Corrupt):
+                found |= _columns(cache.table(name), manifest, found)
     return found
+
+
+def _columns(table: Table, manifest: Manifest, found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    there = table.manifest
+    same_rows = there.rows_sha256 == manifest.rows_sha256
+    if there.encoder != manifest.encoder or there.dtype != manifest.dtype or not same_rows:
+        return {}
+    column = {template: view for view, template in enumerate(table.views)}
+    shared = [view for view, template in enumerate(manifest.views) if template in column]
+    if not (set(shared) - set(found) and table.ok.all()):
+        return {}
+    rows = table.read()
+    return {view: rows[:, column[manifest.views[view]]] for view in shared}

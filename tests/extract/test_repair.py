@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import spaner.cache
-from spaner.errors import Corrupt, DatasetError, EncoderError, Mismatch
+from spaner.errors import Corrupt, DatasetError, EncoderError, Mismatch, Unsealed
 from spaner.extract.encoders import clip
 from spaner.extract.encoders.clip_weights import resolve
 from spaner.extract.extract import extract
@@ -109,11 +109,133 @@ def test_other_weights_are_refused_before_anything_is_written(cache: Path, sourc
         assert len(opened.verify()) == 1
 
 
-def test_damaged_ids_cannot_be_mended_by_rows(cache: Path, source: dict[str, Any]) -> None:
-    path = cache / "image" / "train" / "labels" / "c.0"
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    with pytest.raises(Corrupt, match=r"chunks alone cannot mend it.*--overwrite"):
-        repair(cache, **source)
+def flip_bit(file: Path, bit: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image/train/labels/c.0",
+        "image/train/ids/c.0.0",
+        "image/train/draws/2-shot-seed-1/c.0",
+        "image/train/draws/zarr.json",
+        "image/train/ids/zarr.json",
+        "image/train/features/zarr.json",
+        "image/train/done/c.1",
+        "image/train/stat/c.1.0",
+        "image/zarr.json",
+        "text/mined/labels/c.0",
+        "zarr.json",
+    ],
+)
+def test_one_bit_anywhere_is_mended_beside_a_damaged_chunk(
+    cache: Path, source: dict[str, Any], name: str
+) -> None:
+    """By the repair, and by the same extraction again; both end with the bytes of before."""
+    before = bytes_of(cache)
+    flip(cache, "image/train", 0)
+    flip_bit(cache / name, 2 if "done" in name else 8 * 3 + 2)
+    assert bytes_of(cache) != before
+    summary = repair(cache, **source)
+    assert summary.repaired >= 1
+    assert bytes_of(cache) == before
+
+
+def test_damage_of_every_kind_in_a_finished_table_is_mended_by_extracting_again(
+    cache: Path, source: dict[str, Any]
+) -> None:
+    before = bytes_of(cache)
+    names = ["zarr.json", "labels/c.0", "draws/2-shot-seed-1/c.0", "ids/zarr.json"]
+    for name in names:
+        flip_bit(cache / "image/train" / name, 8 * 3 + 2)
+    flip(cache, "image/train", 1)
+    flip(cache, "text/mined", 0)
+    (cache / "image/test/zarr.json").unlink()
+    summary = extract(cache=cache, shots=(2,), templates=("mined",), chunk_rows=4, **source)
+    assert bytes_of(cache) == before
+    for words in [*(f"train/{name}" for name in names[:1]), "labels of image/train", "text/mined: 1 damaged"]:
+        assert any(words in note for note in summary.notes), (words, summary.notes)
+    assert extract(cache=cache, shots=(2,), templates=("mined",), chunk_rows=4, **source).notes == []
+
+
+def test_a_repair_that_was_killed_is_finished(cache: Path, source: dict[str, Any]) -> None:
+    before = bytes_of(cache)
+    flip(cache, "image/train", 0)
+    with spaner.cache.open(cache) as opened:
+        name, classes, manifest = opened.dataset, opened.class_names, opened.manifest("image/train")
+        ids, labels, draws = opened.listing("image/train") or ([], np.empty(0), {})
+    with spaner.cache.create(cache, name, classes) as opened:
+        opened.begin(manifest, ids, labels, draws).reset([0])  # and dies
+    assert repair(cache, **source).repaired == 1
+    assert bytes_of(cache) == before
+
+
+def test_an_extraction_that_was_killed_is_finished_by_repair(
+    cache: Path, source: dict[str, Any], tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        """Raised in the middle of the first table."""
+
+    def die(done: int, total: int, what: str) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        extract(
+            cache=tmp_path / "d",
+            shots=(2,),
+            modality="image",
+            templates=(),
+            chunk_rows=4,
+            progress=die,
+            **source,
+        )
+    with pytest.raises(Unsealed):
+        spaner.cache.open(tmp_path / "d")
+    repair(tmp_path / "d", **source)
+    tables = {name: data for name, data in bytes_of(tmp_path / "d").items() if name.count("/") > 1}
+    assert len(tables) > 10
+    assert tables.items() <= bytes_of(cache).items()
+
+
+def test_a_flipped_row_of_an_hdf5_file_is_repaired(
+    cache: Path, source: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "c.h5"
+    spaner.cache.convert(cache, file)
+    whole = file.read_bytes()
+    with spaner.cache.open(cache) as opened:
+        row = opened.table("image/train").read([4]).tobytes()
+    for bit in (whole.index(row) * 8 + 5, 300 * 8):  # a feature; the space that HDF5 leaves to the user
+        flip_bit(file, bit)
+        with spaner.cache.open(file) as opened:
+            assert opened.verify()
+        repair(file, **source)
+        assert file.read_bytes() == whole
+    flip_bit(file, whole.index(row) * 8 + 5)
+    extract(cache=file, shots=(2,), templates=("mined",), chunk_rows=4, **source)
+    assert file.read_bytes() == whole
+
+
+def test_a_truncated_hdf5_file_is_replaced_as_the_line_says(
+    cache: Path, source: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "c.h5"
+    spaner.cache.convert(cache, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4_000])
+    again: dict[str, Any] = {"cache": file, "shots": (2,), "templates": ("mined",), "chunk_rows": 4} | source
+    with pytest.raises(Corrupt, match=r"copy it again, or delete it and run the same `spaner extract` again"):
+        extract(**again)
+    file.unlink()
+    extract(**again)
+    assert file.read_bytes() == whole
 
 
 def test_the_users_own_arrays_cannot_be_extracted_again(tmp_path: Path) -> None:

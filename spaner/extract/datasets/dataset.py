@@ -72,12 +72,14 @@ class Split:
             plain exception makes it a failed row, the exception's first line being the reason.
         stat: id -> size in bytes and time of the last change (ns since 1970) of the file behind it, to see
             later whether it is still the same; None where there is no file.
+        place: id -> that file; None where the samples are no files.
     """
 
     ids: Sequence[str]
     labels: np.ndarray
     open: Callable[[str], Any]
     stat: Callable[[str], tuple[int, int] | None] = no_source
+    place: Callable[[str], Path] | None = None
 
     def take(self, rows: np.ndarray, labels: np.ndarray | None = None) -> "Split":
         """The same split with only these rows, in this order; `labels` replaces theirs."""
@@ -100,7 +102,7 @@ def file_split(
             return None
         return found.st_size, found.st_mtime_ns
 
-    return Split(ids, np.asarray(labels, np.int32), lambda key: decode(place(key)), measure)
+    return Split(ids, np.asarray(labels, np.int32), lambda key: decode(place(key)), measure, place)
 
 
 def why_no_file(path: Path) -> str | None:
