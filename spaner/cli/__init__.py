@@ -23,8 +23,10 @@ from spaner.cli import (
     options,
     report,
     reproduce,
+    scale,
     sweep,
     train,
+    transfer,
 )
 from spaner.cli import eval as evaluate
 from spaner.errors import SpanerError
@@ -48,6 +50,8 @@ app.command("train", cls=options.MethodCommand)(train.train)
 app.command("sweep", cls=options.SweepCommand)(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
+app.command("transfer")(transfer.transfer)
+app.command("scale", cls=options.MethodCommand)(scale.scale)
 app.command("extend")(extend.extend)
 app.command("embed")(embed.embed)
 app.command("report")(report.report)

@@ -72,7 +72,7 @@ def test_a_wrong_prompt_is_all_that_changes(toy_cache):
 def test_no_prompt_is_attention_of_a_sample_with_itself():
     model = Spaner({"image": 24, "text": 24}, logit_scale=20.0, heads=4, prompt_length=0).double()
     x = torch.nn.functional.normalize(torch.randn(7, 24, dtype=torch.float64), dim=1)
-    aligner = model.aligners["image"]
+    aligner: Any = model.aligners["image"]
     token = x[:, None]
     attended = aligner.attn(token, token, token, need_weights=False)[0][:, 0]
     f, z = model("image", x)

@@ -12,11 +12,11 @@ Each run is a file; a stopped ablation goes on where it was.
 """
 
 import copy
-import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from spaner.align.score.intervals import Number, paired_difference
 from spaner.align.score.tables import opened_cache, tested_table
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
-from spaner.align.train.joint import trained_together
+from spaner.align.train.joint import modalities_of, trained_together
+from spaner.align.train.kept import KeptResults
 from spaner.align.train.run import Run
-from spaner.align.train.sweep import identity_of
 from spaner.align.train.task import task
 from spaner.errors import RecipeError
 from spaner.progress import Progress
@@ -86,8 +86,8 @@ def ablate_prompt(
     _check(reference, seeds)
     found: dict[str, list[dict[str, Any]]] = {}
     variants = trained_variants(reference, lengths)
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    work = _Work(opened, folder / "cells", len(seeds) * (len(variants) + len(REPLACED)), progress)
+    kept = KeptResults(folder / "cells", opened, modalities_of(reference))
+    work = _Work(opened, kept, len(seeds) * (len(variants) + len(REPLACED)), progress)
     for name, config in variants.items():
         found[name] = [work.trained(name, _seeded(config, seed)) for seed in seeds]
     for place, seed in enumerate(seeds):
@@ -136,40 +136,40 @@ def _seeded(config: TrainConfig, seed: int) -> TrainConfig:
 
 
 class _Work:
-    """Trains and scores what no file holds yet."""
+    """Trains and scores what no file holds yet; a trained reference is kept until its prompt is replaced."""
 
     def __init__(
-        self, cache: spaner.cache.Cache, folder: Path, total: int, progress: Progress | None
+        self, cache: spaner.cache.Cache, kept: KeptResults, total: int, progress: Progress | None
     ) -> None:
-        self.cache, self.folder, self.total, self.progress = cache, folder, total, progress
-        self.table, self.identity, self.done = tested_table(cache, None), identity_of(cache), 0
+        self.cache, self.kept, self.total, self.progress, self.done = cache, kept, total, progress, 0
+        self.table = tested_table(cache, None)
         self.runs: dict[TrainConfig, Run] = {}
         self.tasks: dict[str, Task] = {}
 
     def trained(self, name: str, config: TrainConfig) -> dict[str, Any]:
         """The cell of a variant that is trained."""
-        file = self._file(config.identity())
-        cell = _read(file)
-        if cell is None:
+
+        def make() -> dict[str, Any]:
             run = self._run(config)
-            if name == REFERENCE:  # its prompt is replaced later
+            if name == REFERENCE:
                 self.runs[config] = run
-            cell = _write(file, self._scored(run))
-        self._tell()
-        return cell
+            return self._scored(run)
+
+        return self._told(self.kept.result(config.identity(), make))
 
     def replaced(self, config: TrainConfig, other: TrainConfig) -> dict[str, dict[str, Any]]:
         """The cells of a trained run whose prompt is another."""
-        files = {name: self._file([config.identity(), other.identity(), name]) for name in REPLACED}
-        cells = {name: _read(file) for name, file in files.items()}
-        if None in cells.values():
-            run, donor = (self.runs.get(each) or self._run(each) for each in (config, other))
-            self.runs |= {config: run, other: donor}
-            for name, changed in replaced_prompts(run, donor):
-                cells[name] = _write(files[name], self._scored(changed))
-        for _ in files:
-            self._tell()
-        return {name: cell for name, cell in cells.items() if cell is not None}
+
+        def make(name: str) -> dict[str, Any]:
+            for each in (config, other):
+                if each not in self.runs:
+                    self.runs[each] = self._run(each)
+            return self._scored(dict(replaced_prompts(self.runs[config], self.runs[other]))[name])
+
+        decided = [config.identity(), other.identity()]
+        return {
+            name: self._told(self.kept.result([*decided, name], partial(make, name))) for name in REPLACED
+        }
 
     def _run(self, config: TrainConfig) -> Run:
         key = json.dumps([config.shots, config.draw_seed])
@@ -191,14 +191,11 @@ class _Work:
             "modalities": list(run.widths),
         }
 
-    def _file(self, decided: Any) -> Path:
-        text = json.dumps([decided, self.identity], sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-
-    def _tell(self) -> None:
+    def _told(self, cell: dict[str, Any]) -> dict[str, Any]:
         self.done += 1
         if self.progress:
             self.progress(self.done, self.total, "runs")
+        return cell
 
 
 def replaced_prompts(run: Run, donor: Run) -> Iterator[tuple[str, Run]]:
@@ -239,17 +236,3 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
     number = Number.over(values)
     assert number is not None
     return {"mean": number.value, "std": number.std or 0.0}
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _write(file: Path, cell: dict[str, Any]) -> dict[str, Any]:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(cell), encoding="utf-8")
-    part.replace(file)
-    return cell
