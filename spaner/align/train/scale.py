@@ -84,18 +84,7 @@ def scale(
     kept = KeptResults(folder / "cells", opened, names)
     settings = dict(base or {})
     config = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    total, done = len(seeds) * len(WAYS) * (len(names) - 1), 0
-    for seed in seeds:
-        own = config.replace(seed=seed, draw_seed=seed)
-        makers = {"joint": _Joint(opened, own, names), "extended": _Extended(opened, own, names)}
-        for count in range(2, len(names) + 1):
-            for way, maker in makers.items():
-                decided = [own.identity(), names[:count], way]
-                found.setdefault((count, way), []).append(kept.result(decided, partial(maker.cell, count)))
-                done += 1
-                if progress:
-                    progress(done, total, "runs")
+    found = _cells(opened, config, names, seeds, kept, progress)
     rows = [
         {"modalities": count, "added": names[count - 1], "way": way, **_means(cells)}
         for (count, way), cells in sorted(found.items())
@@ -104,6 +93,31 @@ def scale(
     told = {"check": "scale", **asdict(result)}
     (folder / "scale.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _cells(
+    cache: caches.Cache,
+    config: TrainConfig,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    kept: KeptResults,
+    progress: Progress | None,
+) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """The results of every number of modalities and way, one a seed."""
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    total, done = len(seeds) * len(WAYS) * (len(names) - 1), 0
+    for seed in seeds:
+        own = config.replace(seed=seed, draw_seed=seed)
+        makers = {"joint": _Joint(cache, own, names), "extended": _Extended(cache, own, names)}
+        for count in range(2, len(names) + 1):
+            for way, maker in makers.items():
+                decided = [own.identity(), names[:count], way]
+                cell = kept.result(decided, partial(maker.cell, count))
+                found.setdefault((count, way), []).append(cell)
+                done += 1
+                if progress:
+                    progress(done, total, "runs")
+    return found
 
 
 def chosen(cache: caches.Cache, modalities: Sequence[str] | None) -> list[str]:
