@@ -235,6 +235,15 @@ def test_validation_rows_are_no_training_rows(cache):
     assert distance.min() > 1e-3
 
 
+@pytest.mark.parametrize(("held", "each"), [("four", 4), ("equal", 5)])
+def test_validation_rows_are_four_a_class_or_as_many_as_the_shots(tmp_path, held, each):
+    made = caches.open(clip_like.build(tmp_path / "cache", per_class=11))
+    loaded = task(made, TrainConfig(shots=5, held=held))
+    assert loaded.validation is not None
+    assert np.bincount(loaded.validation.labels).tolist() == [each] * clip_like.CLASSES
+    assert torch.cdist(loaded.validation.x[:, 0], loaded.x[:, 0]).min() > 1e-3
+
+
 def test_where_every_row_trains_the_receipt_says_so(cache):
     chosen = fit(cache, method="linear_probe", device="cpu").selection
     assert chosen["by"] == "published"

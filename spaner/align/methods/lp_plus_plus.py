@@ -10,7 +10,7 @@ validation rows the last.
 
 Kept from the released code: the gradient of a is never cleared, so that the j-th update uses the sum of all
 so far (`clear="each"` and `"update"` mend it). Differs from the reference in: float32 where it runs in
-float16; validation rows are those of the cache, the reference takes as many as the shots; training rows are
+float16; validation rows are min(K, 4) a class, the reference takes K (`held="equal"`); training rows are
 view 0, the reference takes one random view; gradients are written out, in blocks that stay in the
 processor's cache.
 """

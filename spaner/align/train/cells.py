@@ -39,7 +39,7 @@ from spaner.errors import Mismatch, RecipeError, RunError, SpanerError
 STACK = 8
 
 #: Settings that decide which rows and templates are loaded.
-SELECTION = ("shots", "draw_seed", "templates")
+SELECTION = ("shots", "draw_seed", "templates", "held")
 
 WATCH_SECONDS = 0.5
 

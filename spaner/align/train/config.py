@@ -52,6 +52,9 @@ class Common:
     select: Literal["val", "published"] = option(
         "val", "Who chooses what has a grid: validation rows, or the authors' fixed values.", axis="selects"
     )
+    held: Literal["four", "equal"] = option(
+        "four", "Validation rows a class: min(K, 4), or as many as the shots.", axis=None
+    )
     logit_scale: float | Literal["auto"] = option(
         "auto", "Fixed 1 / temperature; auto: the encoder's own.", low=1e-6, stacks=True
     )

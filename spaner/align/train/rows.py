@@ -47,9 +47,11 @@ def samples_of(
     return Samples(x, labels, draw, norms)
 
 
-def validation_samples(cache: caches.Cache, modality: str, support: Samples, tested: str) -> Samples | None:
-    """Rows to choose settings on: at most four per class, none of them a training row, never the tested
-    table.
+def validation_samples(
+    cache: caches.Cache, modality: str, support: Samples, tested: str, held: str = "four"
+) -> Samples | None:
+    """Rows to choose settings on: at most four per class, or with `held` "equal" as many as were drawn; none
+    of them a training row, never the tested table.
 
     The first that the cache has of: the draw's own rows in `<modality>/val`; the draw `…-val` of the training
     table; a draw from the training rows that were left over. None where every row trains.
@@ -58,17 +60,23 @@ def validation_samples(cache: caches.Cache, modality: str, support: Samples, tes
     if shots is None or seed is None:
         return None
     train, name = cache.table(f"{modality}/train"), f"{shots}-shot-seed-{seed}"
-    few = min(shots, caches.VAL_SHOTS)
+    few = shots if held == "equal" else min(shots, caches.VAL_SHOTS)
     if f"{modality}/val" != tested and cache.has(f"{modality}/val"):
-        val = cache.table(f"{modality}/val")
-        return _good_samples(val, val.draw(shots if name in val.manifest.draws else few, seed), few, seed)
-    if f"{name}-val" in train.manifest.draws:
+        return _from_val(cache.table(f"{modality}/val"), name, few, shots, seed)
+    if f"{name}-val" in train.manifest.draws and few <= caches.VAL_SHOTS:
         return _good_samples(train, train.stored_draw(f"{name}-val"), few, seed)
     if not train.manifest.complete:
         return None
     left = np.setdiff1d(np.arange(train.rows), train.draw(shots, seed))
     rows = left[caches.few_shot(train.labels[left], few, seed)] if len(left) else left
     return _good_samples(train, rows, few, seed)
+
+
+def _from_val(val: caches.Table, name: str, few: int, shots: int, seed: int) -> Samples | None:
+    """The stored rows of a draw in a table of its own, as many a class as asked for, or others drawn there."""
+    if few > caches.VAL_SHOTS and f"{name}-equal" in val.manifest.draws:
+        return _good_samples(val, val.stored_draw(f"{name}-equal"), few, seed)
+    return _good_samples(val, val.draw(shots if name in val.manifest.draws else few, seed), few, seed)
 
 
 def _good_samples(table: caches.Table, rows: Int[np.ndarray, " K"], shots: int, seed: int) -> Samples | None:

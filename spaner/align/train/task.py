@@ -45,7 +45,7 @@ def task(cache: caches.Cache, config: TrainConfig) -> Task:
         text=sets[config.templates].x,
         texts=sets,
         queries=query_sets(cache),
-        validation=validation_samples(cache, modality, drawn, tested_table(cache, None)),
+        validation=validation_samples(cache, modality, drawn, tested_table(cache, None), config.held),
         templates=config.templates,
         logit_scale=scale_of(config, encoders),
         draw=drawn.draw,
