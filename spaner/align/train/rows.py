@@ -73,7 +73,7 @@ def validation_samples(
 
 
 def _from_val(val: caches.Table, name: str, few: int, shots: int, seed: int) -> Samples | None:
-    """The stored rows of a draw in a table of its own, as many a class as asked for, or others drawn there."""
+    """The stored rows of a draw in a table of its own, as many a class as asked for, else drawn there."""
     if few > caches.VAL_SHOTS and f"{name}-equal" in val.manifest.draws:
         return _good_samples(val, val.stored_draw(f"{name}-equal"), few, seed)
     return _good_samples(val, val.draw(shots if name in val.manifest.draws else few, seed), few, seed)
