@@ -5,17 +5,20 @@ the file must not exist, so that nobody can put a link there first. What must ou
 for with `settle`: a file, then the folder that names it. One call for many files costs the disk one journal.
 """
 
+import csv
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from spaner.errors import CacheError, SpanerError
+from spaner.errors import CacheError, RunError, SpanerError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 THREADS = 16
@@ -58,8 +61,14 @@ def _refusal(error: OSError, path: Path, option: str) -> str:
 
 def write(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
     """Replace `path` by `data` in one step; `durable` waits until it is on the disk."""
+    _write(path, data, durable=durable, error=CacheError, option="--cache")
+
+
+def _write(
+    path: Path, data: bytes | memoryview, *, durable: bool, error: type[SpanerError], option: str
+) -> None:
     part = temporary(path)
-    with writing(path):
+    with writing(path, error, option):
         try:
             with part.open("xb") as stream:
                 stream.write(data)
@@ -72,6 +81,26 @@ def write(path: Path, data: bytes | memoryview, *, durable: bool = False) -> Non
             raise
         if durable:
             _sync(path.parent)
+
+
+def write_result(path: Path, text: str) -> None:
+    """Replace a file of results by `text` in one step and for good, making its folder.
+
+    Raises:
+        RunError: the disk is full, or the place cannot be written.
+    """
+    with writing(path, RunError, "--out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, text.encode("utf-8"), durable=True, error=RunError, option="--out")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The same for rows as CSV; a column is named once, wherever it first appears."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_result(path, stream.getvalue())
 
 
 def settle(paths: Iterable[Path]) -> None:

@@ -24,6 +24,7 @@ from spaner.align.train import run as checkpoint
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.run import Run
+from spaner.cache import files
 from spaner.errors import CacheError, RecipeError
 from spaner.progress import Progress, no_progress
 
@@ -129,9 +130,8 @@ def reproduce(setup: Setup, progress: Progress | None = None) -> Reproduction:
     with opened(setup) as cache:
         made: Reproduction = getattr(import_module(module), name)(setup, cache, progress or no_progress)
         record = to_json(setup, cache, made)
-    setup.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (setup.out / f"{setup.artifact}.json").write_text(text, encoding="utf-8")
+    files.write_result(setup.out / f"{setup.artifact}.json", text)
     return made
 
 

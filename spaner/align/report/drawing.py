@@ -15,6 +15,8 @@ from pathlib import Path
 from spaner.align.report import picture, svg
 from spaner.align.report.panel import Mark, Panel, Part, Stroke, Words, shortened, width_of
 from spaner.align.report.theme import DARK, HANDS, THEMES, Theme, colour
+from spaner.cache.files import writing
+from spaner.errors import RunError
 
 KINDS = ("png", "svg")
 MARGIN, GAP = 16.0, 28.0
@@ -124,7 +126,12 @@ def write(
     drawing: Drawing, folder: Path, *, themes: Sequence[Theme] = THEMES, kinds: Sequence[str] = KINDS
 ) -> list[Path]:
     """`name`.png and .svg, then `name`-dark.png and .svg. Kinds may also name "pdf", which takes a second."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, RunError, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(drawing, folder, themes, kinds)
+
+
+def _write(drawing: Drawing, folder: Path, themes: Sequence[Theme], kinds: Sequence[str]) -> list[Path]:
     made, files = sheet(drawing), []
     for theme in themes:
         stem = drawing.name + ("-dark" if theme is DARK else "")

@@ -6,7 +6,6 @@ numbers.json   the same, with each run's settings, history, accuracy by class an
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from spaner.align.report.origin import train_command
 from spaner.align.report.sweep import Sweep
 from spaner.align.report.table import ReportTable
 from spaner.align.score import metrics
+from spaner.cache import files
 
 SCHEMA = "spaner-report/1"
 
@@ -31,7 +31,6 @@ def write_numbers(
     apart: list[str],
 ) -> list[Path]:
     """numbers.json and numbers.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [line for table in tables for line in table.flat()]
     content = {
         "schema": SCHEMA,
@@ -42,11 +41,8 @@ def write_numbers(
         "sweeps": [{"name": sweep.name, "cells": sweep.cells} for sweep in sweeps],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "numbers.json").write_text(text + "\n", encoding="utf-8")
-    with (folder / "numbers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
-        writer.writeheader()
-        writer.writerows(lines)
+    files.write_result(folder / "numbers.json", text + "\n")
+    files.write_rows(folder / "numbers.csv", lines)
     return [folder / "numbers.json", folder / "numbers.csv"]
 
 

@@ -22,6 +22,7 @@ from spaner.align.report.numbers import write_numbers
 from spaner.align.report.page import page
 from spaner.align.report.sections import head, sections
 from spaner.align.report.tables import shift_table
+from spaner.cache.files import write_result
 from spaner.errors import RunError
 
 
@@ -70,9 +71,7 @@ def write(
     written += files(shown, folder) if figures else []
     parts = list(sections(entries, tables, found, apart, shown, folder.name if figures else ""))
     text = page(_title(entries, found), head(entries, apart), parts, _footer(folder.name, figures=figures))
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(out)
+    write_result(out, text)
     return [out, *written]
 
 

@@ -34,6 +34,7 @@ from spaner.align.train.joint import modalities_of, trained_together
 from spaner.align.train.kept import KeptResults
 from spaner.align.train.run import Run
 from spaner.align.train.task import task
+from spaner.cache import files
 from spaner.errors import RecipeError
 from spaner.progress import Progress
 
@@ -104,7 +105,7 @@ def ablate_prompt(
         [_row(name, cells, found[REFERENCE]) for name, cells in found.items()],
     )
     told = {"check": "prompt", **asdict(result)}
-    (folder / "ablation.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    files.write_result(folder / "ablation.json", json.dumps(told, indent=2) + "\n")
     return result
 
 

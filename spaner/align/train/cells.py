@@ -32,6 +32,7 @@ from spaner.align.train.fit import fit
 from spaner.align.train.run import Run
 from spaner.align.train.stack import fit_stack, shape
 from spaner.align.train.task import scale_of, task
+from spaner.cache import files
 from spaner.device import device_of
 from spaner.errors import Mismatch, RecipeError, RunError, SpanerError
 
@@ -204,9 +205,7 @@ def _shifted(run: Run, path: Path) -> dict[str, Any]:
 def _write(cell: Cell, result: dict[str, Any]) -> None:
     """The result of a cell, whole or not at all."""
     told = {"varied": cell.varied, "config": cell.config.to_json(), **result}
-    part = cell.file.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(told, indent=2), encoding="utf-8")
-    part.replace(cell.file)
+    files.write_result(cell.file, json.dumps(told, indent=2))
 
 
 @lru_cache(maxsize=1)

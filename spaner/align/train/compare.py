@@ -6,7 +6,6 @@ SPANER stands in it by its recipes, `paper` and `anchored`, or a recipe file. No
 here.
 """
 
-import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from spaner.align.score.intervals import Number
 from spaner.align.train.cells import Cell
 from spaner.align.train.config import RECIPES, TrainConfig
 from spaner.align.train.sweep import identity_of, result_file, results_of, scores, summary
+from spaner.cache import files
 from spaner.errors import RecipeError
 from spaner.progress import Progress
 
@@ -246,14 +246,9 @@ def refused(found: Comparison) -> list[str]:
 
 def write(found: Comparison) -> None:
     """Rows and cells as ``compare.json``, rows as ``compare.csv``, in the folder."""
-    found.folder.mkdir(parents=True, exist_ok=True)
     told = {"data": found.name, "rows": found.told, "cells": found.results}
-    (found.folder / "compare.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    flat = [_flat(row) for row in found.told]
-    with (found.folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in flat for name in row)))
-        writer.writeheader()
-        writer.writerows(flat)
+    files.write_result(found.folder / "compare.json", json.dumps(told, indent=2) + "\n")
+    files.write_rows(found.folder / "compare.csv", [_flat(row) for row in found.told])
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from spaner import cache as caches
+from spaner.cache import files
+from spaner.errors import RunError
 
 
 class KeptResults:
     """Results in a folder, made from the tables of some modalities of a cache."""
 
     def __init__(self, folder: Path, cache: caches.Cache, modalities: Sequence[str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.writing(folder, RunError, "--out"):
+            folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         names = [name for name in cache.tables() if name.split("/")[0] in (*modalities, "text")]
         self.tables = {name: cache.table(name).manifest.sha256 for name in names}
@@ -28,12 +31,14 @@ class KeptResults:
         file = self.file(decided)
         try:
             return json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there, or half-written by a program that was stopped
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+        ):  # not there, or half-written
             pass
         found = make()
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        part.replace(file)
+        files.write_result(file, json.dumps(found))
         return found
 
     def file(self, decided: Any) -> Path:

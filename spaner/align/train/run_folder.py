@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from spaner.cache import files
 from spaner.errors import RunError
 
 SCHEMA = "spaner-run/1"
@@ -45,6 +46,23 @@ TIED = (
 )
 
 
+#: What a result is made of.
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "dataset": str,
+    "widths": dict,
+    "logit_scale": (int, float, type(None)),
+    "encoders": dict,
+    "draw": (dict, type(None)),
+    "tables": dict,
+    "extensions": list,
+    "seconds": (int, float),
+    "versions": dict,
+    "class_names": list,
+    "metrics": dict,
+}
+
+
 def write(folder: Path, state: Mapping[str, torch.Tensor], result: Mapping[str, Any]) -> None:
     """Write the run folder at once, replacing an older run of that name.
 
@@ -57,22 +75,30 @@ def write(folder: Path, state: Mapping[str, torch.Tensor], result: Mapping[str, 
     refuse_foreign(folder)
     result = dict(result)
     history = result.pop("history")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    with files.writing(folder, RunError, "--out"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        try:
+            part.chmod(0o755)  # mkdtemp's is for its owner alone
+            _save(part / "model.safetensors", state, json.dumps(_tied(result), sort_keys=True))
+            _write_json(part / "config.json", result["config"])
+            if history:
+                _write_history(part / "loss.csv", history)
+            _write_json(part / "result.json", result)
+            files.settle_folder(part)  # before the name that says it is finished
+            _replace(folder, part)
+            files.settle([folder])
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _save(file: Path, state: Mapping[str, torch.Tensor], facts: str) -> None:
     try:
-        part.chmod(0o755)  # mkdtemp's is for its owner alone
-        save_file(
-            dict(state),
-            part / "model.safetensors",
-            {"spaner": json.dumps(_tied(result), sort_keys=True)},
-        )
-        _write_json(part / "config.json", result["config"])
-        if history:
-            _write_history(part / "loss.csv", history)
-        _write_json(part / "result.json", result)
-        _replace(folder, part)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        save_file(dict(state), file, {"spaner": facts})
+    except SafetensorError as error:  # which hides the number of the disk's refusal
+        told = {"space": errno.ENOSPC, "too large": errno.EFBIG, "quota": errno.EDQUOT}
+        code = next((code for word, code in told.items() if word in str(error)), errno.EIO)
+        raise OSError(code, str(error)) from error
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -83,6 +109,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[di
     """
     result = read_result(folder)
     state = _read_weights(folder / "model.safetensors", result)
+    _check_sizes(folder / "result.json", result, state)
     return result, state, _read_history(folder / "loss.csv") if result["final"] else []
 
 
@@ -106,13 +133,41 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         schema = result.get("schema")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise RunError(f"{folder}/result.json is not a result in JSON; run `spaner train` again") from None
     if schema != SCHEMA:
         raise RunError(
             f"{folder} has schema {schema!r}; expected {SCHEMA!r}; use the version of spaner that wrote it"
         )
+    _check_kinds(folder / "result.json", result)
     return result
+
+
+def _check_kinds(file: Path, result: Mapping[str, Any]) -> None:
+    """RunError unless every value that a run is made of is there and of its kind."""
+    for name, kind in KINDS.items():
+        if not isinstance(result.get(name), kind):
+            found = type(result[name]).__name__ if name in result else "nothing"
+            expected = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+            raise RunError(f"{file}: {name} is {found}; expected {expected}; run `spaner train` again")
+    widths = result["widths"].values()
+    if not all(isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in widths):
+        raise RunError(
+            f"{file}: widths are {result['widths']}; expected whole numbers; run `spaner train` again"
+        )
+
+
+def _check_sizes(file: Path, result: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """RunError where a width or setting is larger than all tensors together: nothing is to be made of it."""
+    most = max(1 << 20, sum(tensor.numel() for tensor in tensors.values()))
+    told = {f"width of {name}": width for name, width in result["widths"].items()}
+    told |= {name: value for name, value in result["config"].items() if "seed" not in name}
+    for name, value in told.items():
+        if isinstance(value, int) and value > most:
+            raise RunError(
+                f"{file}: {name} is {value:,}; expected what fits the {most:,} numbers beside it; "
+                "run `spaner train` again"
+            )
 
 
 def _read_weights(file: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ away from their default, and table hashes); running the sweep again runs only wh
 fails is recorded as failed and stops no other. `cells` runs them; here they are planned, named and summed up.
 """
 
-import csv
 import hashlib
 import itertools
 import json
@@ -19,7 +18,8 @@ from spaner.align.score.intervals import Number
 from spaner.align.score.tables import tested_table
 from spaner.align.train.cells import Cell, run_cells
 from spaner.align.train.config import TrainConfig, parts_of
-from spaner.errors import RecipeError
+from spaner.cache import files
+from spaner.errors import RecipeError, RunError
 from spaner.progress import Progress
 from spaner.registry import nearest
 from spaner.settings import axes
@@ -108,7 +108,8 @@ def results_of(
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """The result of every cell, in order; only those that no former call finished are run."""
-    cells[0].file.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(cells[0].file.parent, RunError, "--out"):
+        cells[0].file.parent.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in cells if not _finished(cell.file)]
     done = len(cells) - len(missing)
     if progress:
@@ -188,7 +189,7 @@ def _finished(file: Path) -> bool:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         return result["status"] == "ok" and bool(scores(result))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -239,12 +240,8 @@ def scores(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 def write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """All cells as ``sweep.json`` and ``sweep.csv`` in ``folder``."""
-    (folder / "sweep.json").write_text(json.dumps(list(results), indent=2))
+    files.write_result(folder / "sweep.json", json.dumps(list(results), indent=2))
     rows = [
         {**r["varied"], "status": r["status"], **(scores(r) if r["status"] == "ok" else {})} for r in results
     ]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with (folder / "sweep.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_rows(folder / "sweep.csv", rows)
