@@ -13,7 +13,7 @@ from spaner.cli.sweep import refuse_failed
 if TYPE_CHECKING:
     from spaner.align.train.compare import Comparison
 
-COLUMNS = ["method", "shots", "text", "semantic", "gap", "cosine", "margin", "ECE", "shift"]
+COLUMNS = ["method", "shots", "text", "semantic", "gap", "cosine", "margin", "ECE", "shift", "H"]
 COLUMNS += ["parameters", "seconds", "chosen by"]
 
 
@@ -38,6 +38,13 @@ def compare(
         list[Path] | None,
         typer.Option(help="Cache of shifted data with the same classes to test on too; may be repeated."),
     ] = None,
+    base_to_new: Annotated[
+        bool,
+        typer.Option(
+            "--base-to-new",
+            help="Fit on the first half of the classes too and ask about the second: H, the harmonic mean.",
+        ),
+    ] = False,
     select: Annotated[
         str, typer.Option(help="Who chooses what has a grid: val or published.", metavar="val|published")
     ] = "val",
@@ -63,6 +70,7 @@ def compare(
             parse(numbers, seeds, "--seeds"),
             out,
             shift=shift or [],
+            base_to_new=base_to_new,
             base={"select": select},
             recipe_base={} if batch_size is None else {"batch_size": batch_size},
             workers=workers,
@@ -89,7 +97,7 @@ def print_comparison(blocks: Sequence["Comparison"]) -> None:
         lines += [_line(row) for row in block.rows]
     console.table(COLUMNS, lines)
     for line in [reason for block in blocks for reason in refused(block)]:
-        console.say(f"no number under shift: {line}")
+        console.say(f"no number: {line}")
     for block in blocks:
         figures = [file.name for file in draw(block.rows, block.folder) if file.suffix == ".png"]
         light = [name for name in figures if not name.endswith("-dark.png")]
@@ -107,7 +115,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         str(row["shots"]),
         *(told(row[key], "percent") for key in ("text", "semantic", "gap")),
         *(told(row[key], "cosine") for key in ("cosine", "margin")),
-        *(told(row[key], "percent") for key in ("ece", "shift")),
+        *(told(row[key], "percent") for key in ("ece", "shift", "H")),
         f"{row['parameters'].value:,.0f}",
         f"{row['seconds'].value:.2f}",
         row["chosen"] or "–",

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from spaner.align.report import comparison as drawing
+from spaner.align.train.base_to_new import base_to_new
 from spaner.align.train.compare import Comparison, average, compare, entrants, refused, rows_of
-from spaner.align.train.config import RECIPES
+from spaner.align.train.config import RECIPES, TrainConfig
 from spaner.align.train.fit import fit
 from spaner.errors import RecipeError
 from tests.conftest import make_toy_cache
@@ -120,6 +121,21 @@ def test_a_cell_is_the_fit_that_one_would_make(found: Comparison, toy_cache: Pat
     run = fit(toy_cache, method="gda", shots=4, seed=2, draw_seed=2)
     assert cell["selection"] == json.loads(json.dumps(run.selection))
     assert cell["facts"]["draw"] == run.draw
+
+
+def test_new_classes_give_their_harmonic_mean_and_a_head_of_fixed_classes_says_why_not(
+    tmp_path: Path, toy_cache: Path
+):
+    (one,) = compare(
+        [toy_cache], ["zero_shot", "gda"], (4,), (1,), tmp_path / "out", base_to_new=True, workers=1
+    )
+    frozen, head = one.rows
+    halves = base_to_new(toy_cache, TrainConfig(method="zero_shot", shots=4))
+    assert frozen["H"].value == pytest.approx(halves["text"]["H"])
+    assert head["H"] is None
+    assert any(line.startswith("gda on new classes: gda was fitted on 6 classes") for line in refused(one))
+    (without,) = compare([toy_cache], ["zero_shot"], (4,), (1,), tmp_path / "out", workers=1)
+    assert without.rows[0]["H"] is None, "a cell that was asked less is another cell"
 
 
 # --- what is kept ---

@@ -27,6 +27,7 @@ from spaner.align.methods.task import Task
 from spaner.align.score.evaluate import asking, evaluate, matches, zero_shot
 from spaner.align.score.metrics import summary
 from spaner.align.score.tables import tested_table
+from spaner.align.train.base_to_new import base_to_new
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.run import Run
@@ -47,13 +48,14 @@ WATCH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration of a sweep, the settings that vary in it, its result file, and caches of shifted data
-    on which it is tested too."""
+    """One configuration of a sweep, the settings that vary in it, its result file, caches of shifted data on
+    which it is tested too, and whether half of the classes train and are asked about the others besides."""
 
     config: TrainConfig
     varied: dict[str, Any]
     file: Path
     shift: tuple[Path, ...] = ()
+    halves: bool = False
 
     @property
     def key(self) -> str:
@@ -140,7 +142,7 @@ def _run_stack(
             return len(cells)
         for cell in cells:
             try:
-                _write(cell, _scored(_fit(cache, cell.config), cache, frozen, cell.shift))
+                _write(cell, _scored(_fit(cache, cell.config), cache, frozen, cell))
             except SpanerError as error:
                 _write(cell, {"status": "failed", "reason": str(error)})
     return len(cells)
@@ -156,7 +158,7 @@ def _run_as_one(cache: Path, cells: list[Cell], frozen: dict[str, Any] | None) -
         if isinstance(run, RunError):
             _write(cell, {"status": "failed", "reason": str(run)})
         else:
-            _write(cell, _scored(run, cache, frozen, cell.shift))
+            _write(cell, _scored(run, cache, frozen, cell))
     return True
 
 
@@ -178,7 +180,7 @@ def _task(cache: Path, config: TrainConfig) -> Task:
     return _kept[key]
 
 
-def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None, shift: Sequence[Path]) -> dict[str, Any]:
+def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None, cell: Cell) -> dict[str, Any]:
     found = {
         "status": "ok",
         "metrics": evaluate(run, cache, frozen=frozen),
@@ -186,7 +188,20 @@ def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None, shift: Sequenc
         "selection": run.selection,
         "parameters": sum(tensor.numel() for tensor in run.model.state().values()),
     }
-    return found | ({"shift": [_shifted(run, path) for path in shift]} if shift else {})
+    if cell.shift:
+        found["shift"] = [_shifted(run, path) for path in cell.shift]
+    if cell.halves:
+        found["base_to_new"] = _halves(cache, cell.config)
+    return found
+
+
+def _halves(cache: Path, config: TrainConfig) -> dict[str, Any]:
+    """The same settings fitted on the first half of the classes and asked about the second, or the reason why
+    this method has no number."""
+    try:
+        return base_to_new(cache, config)
+    except SpanerError as refused:
+        return {"text": None, "reason": str(refused)}
 
 
 def _shifted(run: Run, path: Path) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def compare(
     out: str | Path | None = None,
     *,
     shift: Sequence[Path] = (),
+    base_to_new: bool = False,
     base: Mapping[str, Any] | None = None,
     recipe_base: Mapping[str, Any] | None = None,
     workers: int | None = None,
@@ -69,6 +70,7 @@ def compare(
         methods: names of methods, recipes of SPANER, or recipe files; default all that need no text tower.
         out: folder of the cells; default ``compare/<cache>``; of several caches each has a folder in it.
         shift: caches of shifted data with the classes of the one cache that is compared on.
+        base_to_new: fit every method on the first half of the classes too, and ask it about the second.
         base: settings of all methods, such as `select`; `recipe_base`: of SPANER's recipes.
 
     Raises:
@@ -86,7 +88,7 @@ def compare(
     root = Path(out) if out is not None else Path("compare")
     folders = [root if out is not None and len(opened) == 1 else root / name for name in names]
     plans = [
-        plan(cache, who, shots, seeds, folder, shift, base or {}, recipe_base or {})
+        plan(cache, who, shots, seeds, folder, shift, base or {}, recipe_base or {}, halves=base_to_new)
         for cache, folder in zip(opened, folders, strict=True)
     ]
     found = []
@@ -153,13 +155,15 @@ def plan(
     shift: Sequence[Path],
     base: Mapping[str, Any],
     recipe_base: Mapping[str, Any],
+    *,
+    halves: bool = False,
 ) -> list[Cell]:
     """Every cell, shots by shots, before anything is fitted.
 
     Raises:
         RecipeError: a setting without meaning. CacheError: no cache at a path of `shift`.
     """
-    identity, cells = _identity(cache, shift), []
+    identity, cells = _identity(cache, shift) | ({"base to new": "asked"} if halves else {}), []
     for k in dict.fromkeys(shots):
         for title, settings in who.items():
             own = {**base, **(recipe_base if "recipe" in settings else {}), **settings}
@@ -168,7 +172,7 @@ def plan(
                 config = TrainConfig.from_recipe(recipe, **own, shots=k, seed=seed, draw_seed=seed)
                 varied = {"method": title, "shots": k, "seed": seed}
                 file = result_file(folder.absolute(), config, identity)
-                cells.append(Cell(config, varied, file, tuple(path.absolute() for path in shift)))
+                cells.append(Cell(config, varied, file, tuple(path.absolute() for path in shift), halves))
     return cells
 
 
@@ -205,6 +209,7 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
         "ece": text["ece"],
         "nll": text["nll"],
         "shift": mean([each["text"] for each in result.get("shift", ())]),
+        "H": ((result.get("base_to_new") or {}).get("text") or {}).get("H"),
         "parameters": result["parameters"],
         "seconds": result["facts"]["seconds"],
     }
@@ -234,14 +239,20 @@ def average(found: Sequence[Comparison], folder: Path) -> Comparison:
 
 
 def refused(found: Comparison) -> list[str]:
-    """Why a method has no number under shift, a line each."""
+    """Why a method has no number under shift or for new classes, a line each."""
     told = {
         f"{result['varied']['method']} on {each['dataset']}: {each['reason']}"
         for result in found.results
         for each in result.get("shift", ())
         if "reason" in each
     }
-    return sorted(told)
+    return sorted(told) + sorted(
+        {
+            f"{result['varied']['method']} on new classes: {result['base_to_new']['reason']}"
+            for result in found.results
+            if result.get("base_to_new", {}).get("reason")
+        }
+    )
 
 
 def write(found: Comparison) -> None:
