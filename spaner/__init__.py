@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spaner.align.report.listing import frame as frame
     from spaner.align.score.evaluate import evaluate as evaluate
     from spaner.align.train.fit import fit as fit
     from spaner.align.train.run import load as load
@@ -31,6 +32,7 @@ _PUBLIC = {
     "evaluate": "spaner.align.score.evaluate",
     "few_shot": "spaner.cache",
     "fit": "spaner.align.train.fit",
+    "frame": "spaner.align.report.listing",
     "load": "spaner.align.train.run",
     "open": "spaner.cache",
     "sweep": "spaner.align.train.sweep",
@@ -43,6 +45,7 @@ __all__ = [
     "evaluate",
     "few_shot",
     "fit",
+    "frame",
     "load",
     "open",
     "sweep",

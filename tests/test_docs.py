@@ -66,7 +66,15 @@ def sessions() -> list[list[str]]:
     return [lines for lines in found if lines[0] == "spaner extract --dataset digits"]
 
 
-OFFLINE = [command for session in sessions() for command in session]
+def used() -> list[str]:
+    """The chapter that uses the runs of the sessions, but for the page, which waits for a reader
+    (tests/search/test_browse.py opens it)."""
+    found = [[line[2:] for line in b.splitlines() if line.startswith("$ ")] for b in blocks("console")]
+    (lines,) = [lines for lines in found if lines[0].startswith("spaner index")]
+    return [line for line in lines if not line.startswith("spaner browse")]
+
+
+OFFLINE = [command for session in [*sessions(), used()] for command in session]
 
 
 def test_the_digits_commands_work_one_after_another(

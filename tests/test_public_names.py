@@ -7,7 +7,7 @@ import pytest
 
 import spaner
 
-NAMES = ["create", "encode", "evaluate", "few_shot", "fit", "load", "open", "sweep"]
+NAMES = ["create", "encode", "evaluate", "few_shot", "fit", "frame", "load", "open", "sweep"]
 
 
 def test_public_names() -> None:

@@ -11,19 +11,25 @@ import typer
 
 from spaner.cli import (
     ablate,
+    browse,
     cache,
     compare,
     console,
     demo,
     doctor,
     embed,
+    export,
     extend,
     extract,
+    index,
     models,
     options,
     report,
     reproduce,
+    runs,
     scale,
+    search,
+    share,
     sweep,
     train,
     transfer,
@@ -54,6 +60,13 @@ app.command("transfer")(transfer.transfer)
 app.command("scale", cls=options.MethodCommand)(scale.scale)
 app.command("extend")(extend.extend)
 app.command("embed")(embed.embed)
+app.command("index")(index.index)
+app.command("search")(search.search)
+app.command("browse")(browse.browse)
+app.command("push")(share.push)
+app.command("pull")(share.pull)
+app.command("export")(export.export)
+app.command("runs")(runs.runs)
 app.command("report")(report.report)
 app.command("reproduce")(reproduce.reproduce)
 app.command("models")(models.models)

@@ -133,6 +133,15 @@ def table(columns: list[str], rows: list[list[str]], title: str | None = None) -
     out.print(grid)
 
 
+def listing(columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table whose first column is a number and whose other columns are words; nothing in them is
+    markup, and the last is never cut."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns) - 1)]
+    for row in [columns, *rows]:
+        words = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+        say("  ".join([*words, row[-1]]).rstrip())
+
+
 def say(line: str) -> None:
     """A line of the result."""
     out.print(line, markup=False, soft_wrap=True)

@@ -1,8 +1,8 @@
-"""``spaner demo``: extract, train, sweep, extend, compare on digits seen, named and heard, offline."""
+"""``spaner demo``: extract to search on digits seen, named and heard, offline."""
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the cache, the runs and the sweep.")] = Path("demo"),
 ) -> None:
-    """Extract, train, sweep, extend and compare on handwritten digits: offline, real scans, measured numbers.
+    """Extract, train, sweep, extend, compare, search: handwritten digits, offline, measured numbers.
 
     Example: `spaner demo`
     """
@@ -36,10 +36,13 @@ def demo(
     _extend(cache, out / "runs")
     console.say("\n5. compare: other methods on the same 16 images a class")
     _compare(cache, out / "compare")
+    console.say("\n6. search: a tone and a word ask for scans, through the run's own encoders")
+    index = _search(cache, out)
     console.say(f"\nDone in {time.monotonic() - began:.0f} s. Everything is in {out}/:")
     console.say(f"  {cache}  the embeddings (try: spaner cache info {cache})")
     console.say(f"  {out / 'runs'}  one folder a run: weights, config, metrics, loss curve")
     console.say(f"  {figure}  accuracy against prompt length")
+    console.say(f"  {index}  a searchable index (open its page: spaner browse {index})")
     runs = " ".join(str(out / "runs" / name) for name in ("digits-paper", "digits-anchored"))
     console.next_step(f"spaner report {runs} --sweep {out / 'sweep'} -o report.html")
     console.next_step("spaner extract --dataset folder:PATH   (your own photos, in class folders)")
@@ -95,3 +98,38 @@ def _compare(cache: Path, folder: Path) -> None:
     with console.progress("cells") as progress:
         found = compare([cache], COMPARED, [16], [1], folder, recipe_base=batch, progress=progress)
     print_comparison(found)
+
+
+def _search(cache: Path, out: Path) -> Path:
+    from spaner.align.train.run import load
+    from spaner.cli.search import print_hits
+    from spaner.search.index import build
+    from spaner.search.indexed import Filter, open_index
+    from spaner.search.query import Asker, search
+
+    folder, place = out / "index", out / "runs" / "digits-paper+audio"
+    run = load(place)
+    build(run, str(place), _searched(cache), folder)
+    index, asker, tone = open_index(folder), Asker(run), _write_tone(out / "seven.wav")
+    for query, asked in ((str(tone), asker.file(tone)), ('"seven"', asker.words("seven"))):
+        console.say(f"spaner search {query} --index {folder} --modality image -k 3")
+        print_hits(search(index, asked, 3, Filter(["image"])))
+    return folder
+
+
+def _searched(cache: Path) -> list[Any]:
+    from spaner import cache as caches
+    from spaner.search.index import Indexed
+
+    opened = caches.open(cache)
+    return [Indexed(opened, name, None, "digits") for name in ("audio/test", "image/test")]
+
+
+def _write_tone(file: Path) -> Path:
+    """A key press that no training heard, as a file."""
+    import soundfile
+
+    from spaner.extract.datasets import dtmf
+
+    soundfile.write(file, dtmf.clip("7", "the demo's own")[0], dtmf.RATE)
+    return file

@@ -54,7 +54,7 @@ def embed(
     umbrella" -o texts.npy` · `spaner embed --run runs/digits --cache cache/digits/image/test`
     """
     from spaner.search import embed as embedding
-    from spaner.search.opening import open_run
+    from spaner.search.encoding import open_run
 
     options = embedding.Options(dtype, batch_size, workers, max_failed, overwrite)
     _check(dtype, paths, text, text_file, cache)
@@ -100,7 +100,7 @@ def tables_at(path: Path) -> "list[tuple[Cache, str]]":
     if path.exists() and not _is_table(path):
         opened = caches.open(path)
         return [(opened, name) for name in opened.tables()]
-    if not path.parents[1].exists() or path.parents[1] == Path():
+    if len(path.parts) < 3 or not path.parents[1].exists():
         raise CacheError(
             f"--cache {path}: no cache there; expected CACHE or CACHE/modality/split; make one with "
             "`spaner extract`"

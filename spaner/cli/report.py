@@ -10,7 +10,7 @@ from spaner.cli import console
 
 def report(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders written by `spaner train`.", metavar="RUN...")
+        list[Path] | None, typer.Argument(help="Run folders; none: the newest in runs/.", metavar="RUN...")
     ] = None,
     *,
     sweep: Annotated[list[Path] | None, typer.Option(help="Sweep folder; may be repeated.")] = None,
@@ -31,8 +31,12 @@ def report(
 
     Example: `spaner report runs/digits-paper runs/digits-anchored --sweep sweeps/digits -o report.html`
     """
+    from spaner.align.report.listing import newest
     from spaner.align.report.write import write
 
+    if not runs and not sweep:
+        runs = [newest()]
+        console.note(f"the newest run: {runs[0]}")
     files = write(
         runs or [],
         out,

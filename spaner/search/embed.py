@@ -6,7 +6,7 @@ files are written from a finished cache beside them, which is then removed.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from spaner.errors import CacheError
 from spaner.extract import plan
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets import images
+from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.extract import Extraction
 from spaner.extract.summary import TableSummary
 from spaner.progress import Progress, no_progress
@@ -61,8 +62,24 @@ def embed(
         RunError, EncoderError, Mismatch: see `encoding.own_encoder`. DatasetError: too many unreadable files.
         CacheError: another table is there, an extra is missing, the disk is full.
     """
-    options = options or Options()
     _check(out)
+    place = _cache_of(out)
+    done = fill(run, source, place, options, files, progress, lambda encoder: Mapped(encoder, run))
+    _finish(place, out)
+    return done
+
+
+def fill(
+    run: Run,
+    source: Gathered,
+    place: Path,
+    options: Options | None,
+    files: Files | None,
+    progress: Progress | None,
+    through: Callable[[Encoder], Encoder],
+) -> list[TableSummary]:
+    """Fill a cache with a source by the run's own encoders; `through` is what their rows go through."""
+    options = options or Options()
     for modality in source.dataset.splits:
         check_modality(run, modality)
     config = ExtractConfig(
@@ -72,19 +89,18 @@ def embed(
         max_failed=options.max_failed,
         overwrite=options.overwrite,
     )
-    place, done = _cache_of(out), []
+    done = []
     with images.quiet(), caches.create(place, source.dataset.name, source.dataset.class_names) as cache:
         for modality, splits in source.dataset.splits.items():
-            mapped = Mapped(own_encoder(run, modality, files), run)
+            encoder = through(own_encoder(run, modality, files))
             work = Extraction(
                 config,
                 source.dataset,
-                mapped,
+                encoder,
                 progress or no_progress,
-                exact=lambda name: Mapped(own_encoder(run, name, files, precision="float32"), run),
+                exact=lambda name: through(own_encoder(run, name, files, precision="float32")),
             )
             done += [work.table(cache, _plan(modality, name, rows)) for name, rows in splits.items()]
-    _finish(place, out)
     return done
 
 

@@ -1,4 +1,4 @@
-"""The run's own encoders, checked, and each joined with the run into one that maps into its space.
+"""A run by its name, its own encoders, checked, and each joined with it into one that maps into its space.
 
 `Mapped` is an encoder like any other: extraction fills, checks, resumes and seals its tables, and measures
 whether a row depends on its batch. Its spec names the encoder, the run and the hash of both, so that vectors
@@ -16,11 +16,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spaner.align.train.run import Run
+from spaner.align.train.run import Run, load
 from spaner.cache.manifest import EncoderSpec, digest
 from spaner.errors import Mismatch, RunError
 from spaner.extract.encoders.encoder import Encoder
 from spaner.extract.encoders.rebuilt import rebuild
+
+HUB = "hf:"
+"""Begins the name of a run on the hub."""
+
+
+def open_run(run: str | Path) -> Run:
+    """The run in a folder, or hf:ORG/NAME, fetched into the hub client's cache and checked.
+
+    Raises:
+        RunError: no run there, one that is damaged, or a hub that does not answer.
+    """
+    if str(run).startswith(HUB):
+        from spaner.search.share.hub import fetched  # slow to import
+
+        return load(fetched(str(run).removeprefix(HUB)))
+    return load(run)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ PICTURES, SOUNDS = 37, 23
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of the embedded data set."""
     path = tmp_path_factory.mktemp("digits") / "digits"
-    spaner.encode(dataset="digits", cache=path)
+    for modality in ("image", "audio"):
+        spaner.encode(dataset="digits", modality=modality, cache=path)
     return path
 
 

@@ -1,0 +1,1 @@
+"""A run for others: on the hub with a card, or as ONNX."""
