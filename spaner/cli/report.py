@@ -14,6 +14,10 @@ def report(
     ] = None,
     *,
     sweep: Annotated[list[Path] | None, typer.Option(help="Sweep folder; may be repeated.")] = None,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of `ablate prompt`, `scale` or `transfer`; may be repeated."),
+    ] = None,
     shift: Annotated[
         list[Path] | None, typer.Option(help="Cache of shifted data to test the runs on; may be repeated.")
     ] = None,
@@ -41,6 +45,7 @@ def report(
         runs or [],
         out,
         sweeps=sweep or [],
+        checks=check or [],
         shifts=shift or [],
         cache=cache,
         split=split,

@@ -23,14 +23,17 @@ from spaner import cache as caches
 from spaner.align.score import evaluate, geometry, metrics, retrieval
 from spaner.align.score.confusion import confusion_matrix, most_confused_pairs
 from spaner.align.score.intervals import Number, bootstrap, paired_difference
+from spaner.align.score.space import coherence_of, joint_of
 from spaner.align.train import run as checkpoint
 from spaner.align.train.run import Run
-from spaner.errors import CacheError, Mismatch, RunError, SpanerError
+from spaner.errors import CacheError, DatasetError, Mismatch, RunError, SpanerError
 
 KINDS = {"text": "Text retrieval", "semantic": "Semantic retrieval"}
 """Kinds of retrieval, and how a chart calls them."""
 
 RESAMPLES = 1000
+PROBED = 4
+"""Modalities up to which a probe is trained on each and tested on each other."""
 PLANE_ROWS = 240
 """Rows of each modality in a t-SNE."""
 PLANE_CLASSES = 10
@@ -61,6 +64,8 @@ class Measured:
     pairs: list[dict[str, Any]]
     directions: list[dict[str, Any]]
     plane: Plane | None
+    coherence: dict[str, Any] | None = None
+    joint: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,8 @@ def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -
 def _sides(run: Run, cache: caches.Cache, table: str) -> dict[str, list[str]]:
     """Test tables by modality: the tested one, class names, and a newcomer's test rows or untrained folds."""
     sides = {table.split("/")[0]: [table], "text": [evaluate.asking(cache)["semantic"]]}
+    further = [name for name in run.widths if name not in sides and cache.has(f"{name}/test")]
+    sides |= {name: [f"{name}/test"] for name in further}
     for record in run.extensions:
         modality, trained = record["config"]["modality"], record["config"]["split"]
         rest = [n for n in cache.tables() if n.startswith(f"{modality}/") and n != f"{modality}/{trained}"]
@@ -245,7 +252,21 @@ def _measured(space: Any, cache: caches.Cache, table: str, sides: dict[str, list
         pairs=[_pair(a, b, rows[a][0], rows[b][0]) for a, b in combinations(rows, 2)],
         directions=[_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)],
         plane=_plane(rows, len(cache.class_names)) if rows else None,
+        **(_together(space, cache, list(sides), table) if space.has_space else {}),
     )
+
+
+def _together(space: Any, cache: caches.Cache, modalities: list[str], table: str) -> dict[str, Any]:
+    """Whether it is one space, and what modalities are worth together; nothing where a class has no row in
+    one of them. The probes of many modalities are left out: their number grows with the square."""
+    try:
+        few = len(modalities) <= PROBED
+        return {
+            "coherence": coherence_of(space, cache, modalities, table, transfer=few),
+            "joint": joint_of(space, cache, modalities, table),
+        }
+    except DatasetError:
+        return {}
 
 
 def scores_of(matches: dict[str, metrics.Match], names: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from spaner.align.report import published
+from spaner.align.report.checks import Check
 from spaner.align.report.exhibits import Exhibit
 from spaner.align.report.measured import KINDS, Entry, confused_pairs
 from spaner.align.report.origin import benches, heading, sweep_command, train_command, why_apart
@@ -19,6 +20,9 @@ from spaner.align.report.table import ReportTable, bounds, text
 from spaner.align.report.tables import accuracy_numbers
 from spaner.align.score.intervals import Number
 from spaner.align.train.run import Run
+
+LISTED = 24
+"""Rows of a table of pairs up to which it is shown as it is."""
 
 TITLES = {
     "accuracy": ("Accuracy", "Class retrieval beside the paper's Table 1."),
@@ -76,6 +80,7 @@ def sections(
     entries: Sequence[Entry],
     tables: Sequence[ReportTable],
     sweeps: Sequence[Sweep],
+    checks: Sequence[Check],
     apart: Sequence[str],
     shown: Sequence[Exhibit],
     beside: str = "",
@@ -88,15 +93,40 @@ def sections(
         drawn[each.part] = drawn.get(each.part, "") + figure(each.drawings, each.caption, beside)
     for key, (title, about) in TITLES.items():
         if key in by_key:
-            body = f"<p>{escape(about)}</p>{drawn.get(key, '')}{table(by_key[key])}"
+            body = f"<p>{escape(about)}</p>{drawn.get(key, '')}{_tables(key, by_key)}"
             yield Section(key.replace("_", "-"), title, body)
         if key == "retrieval" and entries:
             yield Section("confusion", "Confusion", _confusion(entries, drawn))
     if sweeps:
         yield Section("ablations", "Ablations", "".join(_sweep(s, by_key[s.anchor], drawn) for s in sweeps))
+    for check in checks:
+        body = f"<p>{escape(check.about)}</p>" + "".join(table(content) for content in check.tables)
+        yield Section(check.tables[0].key, check.title, body)
     if "training" in drawn:
         yield Section("training", "Training", drawn["training"])
     yield Section("origins", "Origins", _origins(entries, sweeps, apart))
+
+
+def _tables(key: str, by_key: Mapping[str, ReportTable]) -> str:
+    """A part's tables; the list of all ordered pairs is folded away where a matrix shows them."""
+    matrices = [content for name, content in by_key.items() if name.startswith("pairs-")]
+    if key == "modality_gap":
+        more = [by_key[name] for name in ("coherence", "agreement") if name in by_key]
+        shown = [table(content) for content in more if len(content.rows) <= LISTED]
+        folded = [by_key[key], *(content for content in more if len(content.rows) > LISTED)]
+        return "".join(shown) + "".join(map(_long, folded))
+    if key == "retrieval" and matrices:
+        more = [by_key["together"]] if "together" in by_key else []
+        return "".join(table(content) for content in [*matrices, *more]) + _long(by_key[key])
+    return table(by_key[key])
+
+
+def _long(content: ReportTable) -> str:
+    """A table; folded away where its rows are too many to be read."""
+    if len(content.rows) <= LISTED:
+        return table(content)
+    summary = f"{escape(content.title)}: {len(content.rows)} rows"
+    return f'<details class="fold"><summary>{summary}</summary>{table(content)}</details>'
 
 
 def _confusion(entries: Sequence[Entry], drawn: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spaner import cache as caches
-from spaner.align.report import published, space_tables
+from spaner.align.report import many_tables, published, space_tables
 from spaner.align.report.measured import KINDS, RESAMPLES, Entry
 from spaner.align.report.origin import FROZEN, benches, heading, origin, why_apart
 from spaner.align.report.table import APART, OURS, Cell, Column, ReportTable, Row, averaged
@@ -81,6 +81,9 @@ def tables(entries: Sequence[Entry]) -> list[ReportTable]:
     """All tables of the measured runs; those without a row are left out."""
     found = [_accuracy(entries), _cosines(entries)]
     found += [space_tables.pairs(entries), space_tables.directions(entries, _published)]
+    found += many_tables.matrices(entries)
+    more = [many_tables.one_space(entries), many_tables.agreement(entries), many_tables.together(entries)]
+    found += [table for table in more if table is not None]
     found += [_differences(entries)] if len(entries) > 1 else []
     return [table for table in found if table.rows]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from spaner.align.report import checks as report_checks
 from spaner.align.report import origin
 from spaner.align.report import sweep as report_sweep
 from spaner.align.report import tables as report_tables
@@ -31,6 +32,7 @@ def write(
     out: Path,
     *,
     sweeps: Sequence[Path] = (),
+    checks: Sequence[Path] = (),
     shifts: Sequence[Path] = (),
     cache: Path | None = None,
     split: str | None = None,
@@ -41,6 +43,7 @@ def write(
 
     Args:
         runs: run folders. sweeps: folders that `spaner sweep` wrote.
+        checks: folders that `spaner ablate prompt`, `spaner scale` and `spaner transfer` wrote.
         shifts: caches of other data made with the runs' encoder, for domain shift.
         cache: where the runs are scored instead of the cache that each recorded; hashes must agree.
         split: the table to score instead of the recorded one.
@@ -53,23 +56,24 @@ def write(
     Raises:
         RunError, Mismatch, CacheError, DatasetError: one line that begins with the run or sweep it is about.
     """
-    if not runs and not sweeps:
+    if not runs and not sweeps and not checks:
         raise RunError("report: found no run and no sweep; expected one or more; type `spaner report RUN`")
     tell = progress or (lambda _: None)
-    found = report_sweep.read(sweeps)
+    found, checked = report_sweep.read(sweeps), report_checks.read(checks)
     tell("scoring the runs")
     entries = measure(runs, cache, split)
     tables = report_tables.tables(entries) if entries else []
     if shifts and entries:
         tables.append(shift_table(entries, shifts))
     tables += [report_sweep.table(sweep) for sweep in found]
+    tables += [table for check in checked for table in check.tables]
     apart = origin.apart(entries)
     folder = out.with_name(f"{out.stem}_files")
     written = write_numbers(folder, tables, entries, found, apart)
     tell("drawing the figures")
     shown = exhibits(entries, found)
     written += files(shown, folder) if figures else []
-    parts = list(sections(entries, tables, found, apart, shown, folder.name if figures else ""))
+    parts = list(sections(entries, tables, found, checked, apart, shown, folder.name if figures else ""))
     text = page(_title(entries, found), head(entries, apart), parts, _footer(folder.name, figures=figures))
     write_result(out, text)
     return [out, *written]
@@ -78,7 +82,7 @@ def write(
 def _title(entries: Sequence, found: Sequence) -> str:
     datasets = list(dict.fromkeys(entry.bench.dataset for entry in entries))
     datasets = datasets or list(dict.fromkeys(s.finished[0]["metrics"]["tested"]["dataset"] for s in found))
-    return f"Did it align? {', '.join(datasets)}"
+    return f"Did it align? {', '.join(datasets)}".removesuffix(" ")
 
 
 def _footer(beside: str, *, figures: bool) -> str:

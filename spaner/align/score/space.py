@@ -40,15 +40,19 @@ class Side:
     ids: Sequence[str]
 
 
-def sides_of(space: Any, cache: caches.Cache, modalities: Sequence[str]) -> dict[str, Side]:
-    """The test rows of every modality that has a test table; of text, every template of every class."""
+def sides_of(
+    space: Any, cache: caches.Cache, modalities: Sequence[str], tested: str | None = None
+) -> dict[str, Side]:
+    """The test rows of every modality that has a test table; of text, every template of every class. `tested`
+    names the table of its modality where that is another than `test`."""
     found = {}
     for name in modalities:
+        full = tested if tested and tested.split("/")[0] == name else f"{name}/test"
         if name == "text":
             found[name] = _texts(space, cache)
-        elif cache.has(f"{name}/test"):
-            table = cache.table(f"{name}/test")
-            x, labels = embedded(space, cache, f"{name}/test")
+        elif cache.has(full):
+            table = cache.table(full)
+            x, labels = embedded(space, cache, full)
             found[name] = Side(x, labels, table.ids[table.ok].tolist())
     return found
 
@@ -62,7 +66,12 @@ def _texts(space: Any, cache: caches.Cache) -> Side:
 
 
 def coherence_of(
-    space: Any, cache: caches.Cache | str | Path, modalities: Sequence[str], *, transfer: bool = True
+    space: Any,
+    cache: caches.Cache | str | Path,
+    modalities: Sequence[str],
+    tested: str | None = None,
+    *,
+    transfer: bool = True,
 ) -> dict[str, Any]:
     """Clusters of the pooled modalities, and for every pair of them distances and agreement.
 
@@ -77,7 +86,7 @@ def coherence_of(
         DatasetError: fewer than two modalities with test rows, or two classes.
     """
     opened = opened_cache(cache)
-    sides = sides_of(space, opened, modalities)
+    sides = sides_of(space, opened, modalities, tested)
     classes = len(opened.class_names)
     found = [
         {"a": a, "b": b, **_pair(sides[a], sides[b], classes, transfer=transfer)}
@@ -106,7 +115,12 @@ def _pair(a: Side, b: Side, classes: int, *, transfer: bool) -> dict[str, Any]:
 
 
 def joint_of(
-    space: Any, cache: caches.Cache | str | Path, modalities: Sequence[str], *, seed: int = 0
+    space: Any,
+    cache: caches.Cache | str | Path,
+    modalities: Sequence[str],
+    tested: str | None = None,
+    *,
+    seed: int = 0,
 ) -> dict[str, Any] | None:
     """The modalities of one sample asked together by class names, while more and more rows are missing.
 
@@ -121,7 +135,7 @@ def joint_of(
     opened = opened_cache(cache)
     if "text" not in modalities:
         return None
-    sides = sides_of(space, opened, [name for name in modalities if name != "text"])
+    sides = sides_of(space, opened, [name for name in modalities if name != "text"], tested)
     first = next(iter(sides.values()), None)
     if first is None:
         return None

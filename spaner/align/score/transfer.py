@@ -74,9 +74,9 @@ def _numbers(
     text, semantic = (float(found[kind].credit.mean()) if kind in found else None for kind in KINDS)
     gap = None if text is None or semantic is None else text - semantic
     clusters: dict[str, Any] = {}
-    if space.has_space and table.endswith("/test"):
+    if space.has_space:
         sides = (table.split("/")[0], "text")
-        clusters = coherence_of(space, cache, sides, transfer=False)["clusters"]
+        clusters = coherence_of(space, cache, sides, table, transfer=False)["clusters"]
     names = ("v_measure", "chance_v_measure")
     return {"text": text, "semantic": semantic, "gap": gap, **{name: clusters.get(name) for name in names}}
 
