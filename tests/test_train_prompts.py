@@ -1,6 +1,10 @@
 """CoOp and CoCoOp from a cache of the embedded digits, with the tower that `cli` hands over."""
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +13,22 @@ import typer.testing
 
 from spaner import cache as caches
 from spaner.align.methods.task import Query
+from spaner.align.paper.reproduce import Setup, reproduce
+from spaner.align.report.table import plain
 from spaner.align.score.evaluate import evaluate
 from spaner.align.score.tables import queries
 from spaner.align.train import run as checkpoint
+from spaner.align.train.compare import compare
 from spaner.align.train.fit import fit
 from spaner.cli import app
-from spaner.cli.towers import tower_beside
+from spaner.cli.towers import Towers
 from spaner.errors import EncoderError, Mismatch, RunError
 from spaner.extract.config import ExtractConfig
 from spaner.extract.encoders import encoder
 from spaner.extract.extract import extract
+
+sys.path.insert(0, str(Path(__file__).parent / "align"))
+import pictured
 
 FEW = {"shots": 1, "device": "cpu", "epochs": 2}
 
@@ -38,6 +48,10 @@ def x(cache: Path) -> torch.Tensor:
     return torch.nn.functional.normalize(rows, dim=1)
 
 
+def tower_of(cache: Path) -> Any:
+    return Towers()(cache, "coop", "cpu")["text_tower"]
+
+
 def asked(cache: Path) -> dict[str, Query]:
     with caches.open(cache) as opened:
         return queries(opened)
@@ -45,7 +59,7 @@ def asked(cache: Path) -> dict[str, Query]:
 
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
 def test_it_learns_scores_and_comes_back(cache: Path, x: torch.Tensor, method: str, tmp_path: Path) -> None:
-    tower = tower_beside(cache, method, "cpu", None, None)
+    tower = tower_of(cache)
     run = fit(cache, method=method, text_tower=tower, **FEW)
     assert len(run.history) == 2
     loaded = checkpoint.load(run.save(tmp_path / "run"))
@@ -61,7 +75,7 @@ def test_it_learns_scores_and_comes_back(cache: Path, x: torch.Tensor, method: s
 
 
 def test_raw_names_are_asked_through_the_untouched_tower(cache: Path, x: torch.Tensor) -> None:
-    run = fit(cache, method="coop", text_tower=tower_beside(cache, "coop", "cpu", None, None), **FEW)
+    run = fit(cache, method="coop", text_tower=tower_of(cache), **FEW)
     query = asked(cache)["semantic"]
     expected = run.logit_scale * x @ query.texts.classes.T
     assert torch.equal(run.model.scores(x, query), expected)
@@ -82,17 +96,61 @@ def test_another_tower_is_refused(cache: Path) -> None:
 
 
 def test_a_loaded_cocoop_says_what_it_lacks(cache: Path, x: torch.Tensor, tmp_path: Path) -> None:
-    tower = tower_beside(cache, "cocoop", "cpu", None, None)
+    tower = tower_of(cache)
     run = fit(cache, method="cocoop", text_tower=tower, **FEW)
     loaded = checkpoint.load(run.save(tmp_path / "run"))
     with pytest.raises(RunError, match="cocoop makes a prompt of every image and needs the text tower"):
         loaded.model.scores(x, asked(cache)["text"])
 
 
+@pytest.fixture(scope="module")
+def few(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictured.some_of(cache, tmp_path_factory.mktemp("few") / "digits")
+
+
+def test_the_command_scores_a_saved_cocoop(few: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    """`eval` puts the tower beside it."""
+    run = fit(few, method="cocoop", text_tower=tower_of(few), **FEW, batch_size=10)
+    metrics = evaluate(run, few)
+    done = cli("eval", "--run", run.save(tmp_path / "run"), "--cache", few, "--json")
+    assert done.status == 0, done.err
+    found = json.loads(done.out)
+    assert found["text"] == metrics["text"]
+    assert found["text"]["margin"] is not None
+    assert found["text"]["centred_cosine"] is None, "each image has class vectors of its own"
+
+
+def test_a_tower_method_stands_in_a_comparison(few: Path, tmp_path: Path) -> None:
+    told: Any = {"shots": [1], "seeds": [1], "workers": 1, "towers": Towers()}
+    (found,) = compare([few], ["zero_shot", "coop"], out=tmp_path / "compared", **told)
+    rows = {row["method"]: row for row in found.rows}
+    assert rows["coop"]["failed"] == 0
+    assert rows["coop"]["cosine"] is not None
+    assert rows["coop"]["parameters"].mean > 0
+
+
+def test_a_tower_method_stands_beside_its_published_row(few: Path, tmp_path: Path) -> None:
+    told: Any = {"seeds": (1,), "epochs": 1, "methods": ("coop",), "towers": Towers()}
+    setup = Setup("table1", "digits", few, tmp_path / "made", **told)
+    rows = {row.name: row for _, group in reproduce(setup).tables[0].groups for row in group}
+    assert list(rows)[-2:] == ["coop", "CoOp"]
+    assert plain(rows["CoOp"].numbers["text"]) == pytest.approx(0.715)
+    assert plain(rows["coop"].numbers["text"]) is not None
+    again = {row.name: row for _, group in reproduce(setup).tables[0].groups for row in group}
+    assert plain(again["coop"].numbers["text"]) == plain(rows["coop"].numbers["text"]), "found again"
+
+
+def test_an_encoder_without_blocks_is_refused(few: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    done = cli("train", "--method", "maple", "--cache", few, "--out", tmp_path / "run")
+    assert done.status == 1
+    assert "the blocks of its image tower, ImageTower, cannot be entered" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_other_classes_are_refused_by_coop_and_read_by_cocoop(cache: Path, x: torch.Tensor) -> None:
     query = asked(cache)["text"]
     other = Query("text", (*query.class_names[:-1], "a stranger"), query.texts)
-    tower = tower_beside(cache, "coop", "cpu", None, None)
+    tower = tower_of(cache)
     with pytest.raises(Mismatch, match="a stranger"):
         fit(cache, method="coop", text_tower=tower, **FEW).model.scores(x, other)
     found = fit(cache, method="cocoop", text_tower=tower, **FEW).model.scores(x, other)
@@ -103,7 +161,7 @@ def test_other_classes_are_refused_by_coop_and_read_by_cocoop(cache: Path, x: to
     "options", [{"position": "front"}, {"class_specific": True}, {"words": "", "context": 3}]
 )
 def test_every_option_changes_what_is_learned(cache: Path, options: dict) -> None:
-    tower = tower_beside(cache, "coop", "cpu", None, None)
+    tower = tower_of(cache)
     plain = fit(cache, method="coop", text_tower=tower, lr=1.0, **FEW).model.text
     changed = fit(cache, method="coop", text_tower=tower, lr=1.0, **FEW, **options).model
     assert float((changed.text - plain).abs().max()) > 1e-4
@@ -119,7 +177,7 @@ def test_the_command_hands_the_tower_over(cache: Path, tmp_path: Path) -> None:
 
 
 def test_other_methods_build_no_tower(cache: Path) -> None:
-    assert tower_beside(cache, "zero_shot", "cpu", None, None) is None
+    assert Towers()(cache, "zero_shot", "cpu") == {}
 
 
 def toy(folder: Path, name: str, weights: str) -> Path:
@@ -148,5 +206,5 @@ def toy(folder: Path, name: str, weights: str) -> Path:
 )
 def test_a_tower_that_is_not_at_hand_is_named(tmp_path: Path, name: str, weights: str, line: str) -> None:
     with pytest.raises(EncoderError) as caught:
-        tower_beside(toy(tmp_path, name, weights), "coop", "cpu", None, None)
+        tower_of(toy(tmp_path, name, weights))
     assert line in str(caught.value)

@@ -14,6 +14,7 @@ import open_clip
 import torch
 
 from spaner.extract.encoders.clip import prompt_tower
+from spaner.extract.encoders.image_tower import BlockTower
 from spaner.extract.encoders.text_tower import PromptTower
 
 
@@ -92,3 +93,8 @@ def model_of(meta: Mapping[str, Any], precision: torch.dtype) -> Any:
 def tower_of(model: Any) -> PromptTower:
     """Its text side, to be prompted."""
     return prompt_tower(model, open_clip.SimpleTokenizer(), "tiny", "")
+
+
+def image_tower_of(model: Any) -> BlockTower:
+    """Its image side, block by block."""
+    return BlockTower(model.visual, "tiny", "")

@@ -9,6 +9,7 @@ import typer
 from spaner.cli import console
 from spaner.cli.options import parse
 from spaner.cli.sweep import refuse_failed
+from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 if TYPE_CHECKING:
     from spaner.align.train.compare import Comparison
@@ -53,6 +54,10 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder.", show_default="compare/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
+    text_model: TextModel = None,
+    text_weights: TextWeights = None,
+    pixels: Pixels = None,
+    data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON.")] = False,
 ) -> None:
     """Fit and score every method on the same rows, over shots and seeds; finished cells are not run again.
@@ -75,6 +80,7 @@ def compare(
             recipe_base={} if batch_size is None else {"batch_size": batch_size},
             workers=workers,
             progress=progress,
+            towers=Towers(text_model, text_weights, pixels, data_root),
         )
     several = len(found) > 1
     blocks = [*found, comparing.average(found, out or Path("compare"))] if several else found

@@ -17,8 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from spaner.progress import Progress
-
 #: Where nobody watches, tables keep their full width instead of rich's 80 columns.
 PLAIN_WIDTH = None if sys.stdout.isatty() else 160
 
@@ -29,7 +27,7 @@ PLAIN_LINE_SECONDS = 5.0
 
 
 @contextmanager
-def progress(unit: str = "rows") -> Iterator[Progress]:
+def progress(unit: str = "rows") -> "Iterator[_Bars | PlainLines]":
     """A progress callback: bars on a terminal, plain lines elsewhere."""
     if not err.is_terminal:
         yield PlainLines(unit)
@@ -38,29 +36,33 @@ def progress(unit: str = "rows") -> Iterator[Progress]:
         TextColumn("{task.description:<18}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(f"{{task.fields[rate]}} {unit}/s"),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=err) as bars:
-        yield _Bars(bars)
+        yield _Bars(bars, unit)
 
 
 class _Bars:
     """One bar per kind of work."""
 
-    def __init__(self, bars: Bars) -> None:
-        self.bars = bars
+    def __init__(self, bars: Bars, unit: str) -> None:
+        self.bars, self.unit = bars, unit
         self.tasks: dict[str, TaskID] = {}
         self.started: dict[str, tuple[float, int]] = {}
 
     def __call__(self, done: int, total: int, what: str) -> None:
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total, rate="…")
+            self.tasks[what] = self.bars.add_task(what, total=total, rate=f"… {self.unit}/s")
             self.started[what] = (time.monotonic(), done)
         began, at = self.started[what]
         seconds = time.monotonic() - began
         rate = f"{(done - at) / seconds:,.0f}" if seconds > 0.2 else "…"
-        self.bars.update(self.tasks[what], completed=done, total=total, rate=rate)
+        self.bars.update(self.tasks[what], completed=done, total=total, rate=f"{rate} {self.unit}/s")
+
+    def of(self, unit: str) -> "_Bars":
+        """The same bars for work that is counted in something else."""
+        return _Bars(self.bars, unit)
 
 
 class PlainLines:
@@ -70,6 +72,10 @@ class PlainLines:
         self.unit = unit
         self.started: dict[str, tuple[float, int]] = {}
         self.last: dict[str, float] = {}
+
+    def of(self, unit: str) -> "PlainLines":
+        """Lines for work that is counted in something else."""
+        return PlainLines(unit)
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()

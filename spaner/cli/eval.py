@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from spaner.cli import console
+from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 
 def evaluate(
@@ -15,6 +16,10 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Table to score.", show_default="image/test, else image/val")
     ] = None,
+    text_model: TextModel = None,
+    text_weights: TextWeights = None,
+    pixels: Pixels = None,
+    data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Score a trained run on a table of any cache made with the same encoder.
@@ -23,10 +28,13 @@ def evaluate(
     """
     from spaner.align.score.evaluate import evaluate as score
     from spaner.align.train import run as checkpoint
-    from spaner.cli.train import print_scores
+    from spaner.cli.train import label, print_scores
 
-    metrics = score(checkpoint.load(run), cache, split)
+    loaded = checkpoint.load(run)
+    with console.progress() as progress:
+        loaded.towers = Towers(text_model, text_weights, pixels, data_root, progress)
+        metrics = score(loaded, cache, split)
     if json:
         console.dump(metrics)
     else:
-        print_scores(metrics, f"{run} on {cache}")
+        print_scores(metrics, f"{run} on {cache}", name=label(loaded.config))

@@ -24,11 +24,19 @@ def extract(
     from spaner.extract.extract import extract as run
 
     with console.progress() as progress:
-        summary = run(ExtractConfig(**options), progress=progress)
+        summary = run(ExtractConfig(**options), progress=progress, beforehand=print_sizes)
     if json:
         console.dump(summary.to_json())
         return
     print_summary(summary)
+
+
+def print_sizes(tables: list[Any]) -> None:
+    """Rows, bytes a row and all bytes, before tokens are written."""
+    for table in tables:
+        each = table.bytes // max(1, table.rows)
+        note = f"{table.name}: {table.rows:,} rows of {each:,} bytes, {console.size(table.bytes)} in all"
+        console.note(note)
 
 
 def print_summary(summary: Any) -> None:

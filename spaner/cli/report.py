@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from spaner.cli import console
+from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 
 def report(
@@ -29,6 +30,10 @@ def report(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     figures: Annotated[bool, typer.Option(help="Also write every figure as PNG and SVG.")] = True,
+    text_model: TextModel = None,
+    text_weights: TextWeights = None,
+    pixels: Pixels = None,
+    data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the files written as JSON.")] = False,
 ) -> None:
     """See whether it aligned: one self-contained page of tables and figures, the paper's numbers beside ours.
@@ -51,6 +56,7 @@ def report(
         split=split,
         figures=figures,
         progress=console.note,
+        towers=Towers(text_model, text_weights, pixels, data_root),
     )
     if json:
         console.dump([str(file) for file in files])

@@ -7,6 +7,7 @@ import typer
 
 from spaner.cli import console
 from spaner.cli.options import parse
+from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 SOUND = {"table3", "table5", "table6", "fig5"}
 
@@ -38,6 +39,14 @@ def reproduce(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cells of a sweep at once.", show_default="one per core")
     ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Further rows of table1, 2 and 4, with commas: coop,cocoop,maple,mma …"),
+    ] = None,
+    text_model: TextModel = None,
+    text_weights: TextWeights = None,
+    pixels: Pixels = None,
+    data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the JSON record.")] = False,
 ) -> None:
     """Make a table or figure of the paper again from caches that exist, and show its numbers beside ours.
@@ -61,6 +70,8 @@ def reproduce(
         run=run,
         epochs=epochs,
         workers=workers,
+        methods=tuple(name.strip() for name in (methods or "").split(",") if name.strip()),
+        towers=Towers(text_model, text_weights, pixels, data_root),
     )
     with console.progress("steps") as progress:
         made = make(setup, progress)
@@ -70,7 +81,8 @@ def reproduce(
     else:
         show(made)
     sweeps = [made.sweep] if made.sweep else []
-    page, *_ = write(made.runs, setup.out / "report.html", sweeps=sweeps, shifts=setup.shift)
+    beside = {"shifts": setup.shift, "towers": setup.towers}
+    page, *_ = write(made.runs, setup.out / "report.html", sweeps=sweeps, **beside)
     figures = [str(file) for file in made.figures if file.suffix == ".png" and "dark" not in file.name]
     console.note(f"written: {', '.join([str(record), *figures, str(page)])}")
 

@@ -9,6 +9,7 @@ import typer
 from spaner.align.train.config import recipe_grid
 from spaner.cli import console
 from spaner.cli.options import typed_settings
+from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 from spaner.cli.train import Recipe
 from spaner.errors import RunError
 
@@ -20,6 +21,10 @@ def sweep(
     recipe: Recipe = "paper",
     out: Annotated[Path | None, typer.Option(help="Sweep folder.", show_default="sweeps/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
+    text_model: TextModel = None,
+    text_weights: TextWeights = None,
+    pixels: Pixels = None,
+    data_root: DataRoot = None,
     stack: Annotated[
         int | None,
         typer.Option(
@@ -52,6 +57,7 @@ def sweep(
             stack=stack,
             backend=backend,
             progress=progress,
+            towers=Towers(text_model, text_weights, pixels, data_root),
         )
     figure = draw(results, folder)
     if json:

@@ -8,7 +8,7 @@ import typer
 from spaner.align.train.config import TrainConfig
 from spaner.cli import console
 from spaner.cli.options import typed_settings
-from spaner.cli.towers import tower_beside
+from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 Recipe = Annotated[
     str,
@@ -26,12 +26,10 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder.", show_default="runs/<cache>-<recipe>-<hash>")
     ] = None,
-    text_model: Annotated[
-        str | None, typer.Option(help="Config of the cache's text encoder, where it came from a file.")
-    ] = None,
-    text_weights: Annotated[
-        str | None, typer.Option(help="Checkpoint of the cache's text encoder, where it came from a file.")
-    ] = None,
+    text_model: TextModel = None,
+    text_weights: TextWeights = None,
+    pixels: Pixels = None,
+    data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a method to a cache alone, then score it: SPANER's prompt, aligners and projections, or `--method`.
@@ -41,8 +39,7 @@ def train(
     Example: `spaner train --cache cache/digits --recipe anchored --prompt-length 2`
     """
     config = TrainConfig.from_recipe(recipe, **typed_settings(ctx.obj)[0])
-    tower = tower_beside(cache, config.method, config.device, text_model, text_weights)
-    run, folder = train_and_save(cache, config, out, tower)
+    run, folder = train_and_save(cache, config, out, (text_model, text_weights, pixels, data_root))
     if json:
         console.dump(run.result)
         return
@@ -53,7 +50,8 @@ def train(
     if run.selection.get("choice"):
         console.say(f"settings: {told(run.selection)}")
     console.say(f"run: {folder}")
-    console.next_step(f"spaner sweep --cache {cache} --prompt-lengths 1,2,4,8")
+    sweep = f"sweep --cache {cache} --prompt-lengths 1,2,4,8"
+    console.next_step(f"spaner {sweep if config.method == 'spaner' else f'report {folder}'}")
 
 
 def label(config: TrainConfig) -> str:
@@ -70,19 +68,18 @@ def told(selection: dict[str, Any]) -> str:
 
 
 def train_and_save(
-    cache: Path, config: TrainConfig, out: Path | None = None, text_tower: Any = None
+    cache: Path,
+    config: TrainConfig,
+    out: Path | None = None,
+    towers: tuple[Any, ...] = (),
 ) -> tuple[Any, Path]:
-    """`train.fit.train` with a bar, and the losses drawn beside them."""
+    """`train.fit.train` with a bar, what the method needs beside the cache, and the losses drawn."""
     from spaner.align.train.fit import train as train_
 
     with console.progress("epochs") as progress:
-        run, folder = train_(
-            cache,
-            config,
-            out,
-            lambda done, total, _: progress(done, total, f"train {config.title}"),
-            text_tower=text_tower,
-        )
+        tools = Towers(*towers, progress.of("rows"))(cache, config.method, config.device)
+        told = f"train {config.title}"
+        run, folder = train_(cache, config, out, lambda done, total, _: progress(done, total, told), **tools)
     draw_losses(run, folder)
     return run, folder
 

@@ -90,6 +90,10 @@ class ExtractConfig:
         default="projected",
         metadata=_help("image rows behind or before the tower's projection (open_clip's transformers)"),
     )
+    tokens: int | None = field(
+        default=None,
+        metadata=_help("store image tokens after this block instead (MaPLe reads 0, MMA 4; open_clip)"),
+    )
     seed: int = field(default=0, metadata=_help("seed of the random crops and of the holdout"))
     precision: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto",

@@ -33,9 +33,17 @@ from spaner.progress import Progress, no_progress
 
 
 def extract(
-    config: ExtractConfig | None = None, *, progress: Progress | None = None, **overrides: Any
+    config: ExtractConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    beforehand: Callable[[list[TableSummary]], None] | None = None,
+    **overrides: Any,
 ) -> Summary:
     """Extract what ``config`` asks for; ``overrides`` are fields of ``ExtractConfig``.
+
+    Args:
+        beforehand: is told rows and bytes of every table of tokens, which are large, before anything is
+            loaded.
 
     Returns:
         What was done, table by table. An interrupted run is continued by the same call.
@@ -57,6 +65,8 @@ def extract(
     tables, path = plan(config, dataset), destination(config, dataset)
     if config.dry_run:
         return Summary(path, _sizes(config, dataset, tables), dry_run=True, left_out=dataset.left_out)
+    if beforehand and config.tokens is not None:
+        beforehand(_sizes(config, dataset, tables))
     done: list[TableSummary] = []
     with images.quiet():
         # every tower, tokenizer and string before the first image: what is missing shows at once
@@ -102,6 +112,7 @@ def _cut_texts(dataset: Dataset, tables: list[TablePlan], towers: dict[str, Enco
 
 def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
     """The encoder that the user, else the data set, wants for ``modality``."""
+    modality = "image" if config.tokens is not None else modality
     name = config.encoder or dataset.encoders.get(modality, "open_clip")
     return encoders.load(
         name,
@@ -118,7 +129,7 @@ def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str 
 
 
 def _image_options(config: ExtractConfig, encoder: str) -> dict[str, Any]:
-    own = {"crop_scale": None, "feature": "projected"}
+    own = {"crop_scale": None, "feature": "projected", "tokens": None}
     said = {name: getattr(config, name) for name in own if getattr(config, name) != own[name]}
     if said and encoder != "open_clip":
         flag = "--" + next(iter(said)).replace("_", "-")
@@ -135,11 +146,12 @@ def _sizes(config: ExtractConfig, dataset: Dataset, tables: list[TablePlan]) -> 
     """Rows and bytes of every table, without loading open_clip's weights."""
     dims = {table.modality: 0 for table in tables}
     for modality in dims:
-        name = config.encoder or dataset.encoders.get(modality, "open_clip")
+        name = config.encoder or dataset.encoders.get(modality.partition("-block")[0], "open_clip")
         if name == "open_clip":
             from spaner.extract.encoders.clip_weights import dimension
 
-            dims[modality] = dimension(config.model, config.feature if modality == "image" else "")
+            feature = config.feature if modality == "image" else ""
+            dims[modality] = dimension(config.model, feature, tokens=config.tokens is not None)
         else:
             dims[modality] = load(config, dataset, modality).spec.dim
     item = np.dtype(config.dtype).itemsize

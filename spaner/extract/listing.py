@@ -17,6 +17,7 @@ from spaner.errors import Corrupt, DatasetError
 from spaner.extract import texts
 from spaner.extract.datasets.dataset import DATASETS, Dataset, Split, read
 from spaner.extract.draws import Draws, add_draw
+from spaner.extract.encoders.tokens import block_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def listed(cache: Cache, manifest: Manifest, origin: Origin) -> Listed:
         _check_ids(manifest, list(classes.ids))
         return Listed(classes, {})
     found = origin.read(manifest)
-    splits = found.splits.get(manifest.modality, {})
+    of_images = block_of(manifest.encoder) is not None
+    splits = found.splits.get("image" if of_images else manifest.modality, {})
     if stored is None:
         return _again(manifest, splits)
     ids, labels, draws = stored

@@ -1,6 +1,6 @@
 """Which tables an extraction fills, with which rows and few-shot draws. It opens no file and no encoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets.dataset import VANILLA, Dataset, Split
 from spaner.extract.draws import draw_shots, draws_of
+from spaner.extract.encoders import tokens
 from spaner.extract.templates import QUERY, tables
+
+TOKEN_VIEWS = 32
+"""Views of a chunk of tokens at least: an encoder call never crosses a chunk, and 4 MiB are a dozen views."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +25,7 @@ class TablePlan:
     """One table to fill.
 
     Attributes:
-        modality, split: its name.
+        modality, split: its name; tokens of images have a modality of their own.
         source: its rows, and where their payloads come from; a text's payload is a class's V strings.
         views: names of the V views; for text, the templates.
         draws: name -> row numbers within this table.
@@ -52,6 +56,8 @@ class TablePlan:
         options: dict[str, Any] = {} if self.is_text else dict(dataset.ledger)
         options |= {"imported draws": self.imported} if self.imported else {}
         chunk = config.chunk_rows or default_chunk_rows(len(self.views), spec.dim, config.dtype)
+        if config.tokens is not None and config.chunk_rows is None:
+            chunk = max(chunk, TOKEN_VIEWS // len(self.views))
         if self.is_text:
             chunk = texts.chunk_rows(chunk, len(self.views), spec.dim)
         together = spec.preprocessing.get("batch", {}).get(
@@ -89,6 +95,8 @@ def plan(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
             f"--modality {config.modality}: {dataset.name} has none; expected one of {', '.join(known)}; "
             f"leave it out for all"
         )
+    if config.tokens is not None:
+        return _tokens(config, dataset, config.tokens)
     wanted = (
         list(dataset.splits)
         if config.modality is None
@@ -109,6 +117,17 @@ def _check(config: ExtractConfig) -> None:
         raise DatasetError(
             f"--max-failed {config.max_failed}: expected a share from 0 to 1; type `--max-failed 0.01`"
         )
+
+
+def _tokens(config: ExtractConfig, dataset: Dataset, block: int) -> list[TablePlan]:
+    """The image tables again, as tokens after a block."""
+    if config.modality not in (None, "image") or "image" not in dataset.splits:
+        raise DatasetError(
+            f"--tokens {block}: tokens are those of images, found --modality {config.modality} and "
+            f"{dataset.name} with {', '.join(dataset.splits)}; expected images; leave --tokens out"
+        )
+    modality = tokens.modality(block)
+    return [replace(table, modality=modality) for table in _of_modality(config, dataset, "image")]
 
 
 def _of_modality(config: ExtractConfig, dataset: Dataset, modality: str) -> list[TablePlan]:

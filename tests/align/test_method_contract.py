@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import clip_like
 import numpy as np
+import pictured
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from spaner.align.methods import method as methods
 from spaner.align.methods.method import METHODS, Extendable, Fitted, Space, Tunable
 from spaner.align.methods.task import Query
 from spaner.align.report.write import write
+from spaner.align.score.adapted import scored_table
 from spaner.align.score.evaluate import evaluate
 from spaner.align.score.tables import queries
 from spaner.align.train import run as checkpoint
@@ -20,23 +23,53 @@ from spaner.align.train.config import TrainConfig, parts_of
 from spaner.align.train.fit import fit
 from spaner.align.train.sweep import scores, sweep
 from spaner.align.train.task import task
-from spaner.errors import Mismatch, RunError, SpanerError
+from spaner.cli.towers import Towers
+from spaner.errors import Mismatch, RunError
 from spaner.settings import grids
 
+ROWS = 29
 FEW = {"shots": 4, "device": "cpu"}
 QUICK = {"heads": 4, "epochs": 20, "iterations": 40, "batch_size": 32, "lr": 3e-3}
+
+
+INSIDE = {
+    "cocoop": {"epochs": 4},
+    "maple": {"depth": 2, "lr": 5e-3, "batch_size": 8, "epochs": 20},
+    "mma": {"start": 2, "end": 3, "strength": 0.1, "batch_size": 8, "epochs": 20},
+}
+"""Small towers have few blocks, and random ones need stronger adapters."""
 
 
 def settings(method: str) -> dict:
     """Few rows, and of what makes a fit quick all that the method has."""
     chosen = {name for kind in parts_of(method) for name in grids(kind)}
     known = TrainConfig(method=method).to_json().keys() - chosen
-    return FEW | {"method": method} | {name: value for name, value in QUICK.items() if name in known}
+    quick = {name: value for name, value in QUICK.items() if name in known}
+    return FEW | {"method": method} | quick | INSIDE.get(method, {})
+
+
+def needs(method: str, what: str) -> bool:
+    return getattr(methods.method(method), what, False)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return caches.open(clip_like.build(tmp_path_factory.mktemp("contract") / "cache"))
+def built(tmp_path_factory):
+    """Caches by kind, each made when it is first asked for: vectors, digits with a text tower, pictures."""
+    made = {}
+
+    def build(method):
+        kind = "digits" if needs(method, "needs_tower") else ""
+        kind = "pictures" if needs(method, "needs_pictures") else kind
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind or "contract")
+            make = {"pictures": pictured.build, "digits": pictured.digits}.get(kind)
+            path = make(folder) if make else clip_like.build(folder / "cache")
+            if kind == "pictures":
+                pictured.tokens(folder, 0)
+            made[kind] = caches.open(path), pictured.towers(folder) if kind == "pictures" else Towers()
+        return made[kind]
+
+    return build
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -45,13 +78,29 @@ def method(request):
 
 
 @pytest.fixture(scope="module")
-def run(method, cache):
-    try:
-        return fit(cache, **settings(method))
-    except SpanerError as error:
-        if "text tower" in str(error):
-            pytest.skip("needs a text tower, which vectors alone have not")
-        raise
+def cache(built, method):
+    return built(method)[0]
+
+
+@pytest.fixture(scope="module")
+def towers(built, method):
+    return built(method)[1]
+
+
+@pytest.fixture(scope="module")
+def fitted(cache, method, towers):
+    """Fit anew, on the cache or another with the same encoder."""
+
+    def again(data=cache, **changes):
+        told = settings(method) | changes
+        return fit(data, **told, **towers(cache.path, told["method"], "cpu"))
+
+    return again
+
+
+@pytest.fixture(scope="module")
+def run(fitted):
+    return fitted()
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +110,8 @@ def folder(run, tmp_path_factory):
 
 
 @pytest.fixture
-def x(cache):
-    rows = cache.table("image/test").read()[:31, 0].astype(np.float32)
+def x(run, cache):
+    rows = scored_table(run, cache, "image/test").read()[:ROWS, 0].astype(np.float32)
     return torch.nn.functional.normalize(torch.from_numpy(rows), dim=1)
 
 
@@ -74,7 +123,8 @@ def test_is_a_method(run):
 def test_scores_every_class_of_the_query(run, cache, x):
     asked = queries(cache)
     found = {kind: run.model.scores(x, query) for kind, query in asked.items()}
-    assert all(s.shape == (31, clip_like.CLASSES) and s.isfinite().all() for s in found.values())
+    shape = (ROWS, len(cache.class_names))
+    assert all(s.shape == shape and s.isfinite().all() for s in found.values())
     assert torch.equal(found["text"], found["semantic"]) is not run.model.reads_query
 
 
@@ -89,12 +139,15 @@ def test_evaluation_gives_numbers_or_nothing(run, cache):
     assert 0 <= metrics["text"]["accuracy"] <= 1
     assert (metrics["semantic"] is None) is not run.model.reads_query
     assert (metrics["gap"] is None) is not run.model.reads_query
-    assert (metrics["text"]["positive_cosine"] is None) is not isinstance(run.model, Space)
+    cosines = isinstance(run.model, Space) or needs(run.config.method, "scores_cosines")
+    assert (metrics["text"]["positive_cosine"] is None) is not cosines
     assert metrics["text"]["accuracy"] > 2 * metrics["chance"], "it learned something"
 
 
-def test_saved_and_loaded_it_scores_the_same_bits(run, folder, cache, x):
+def test_saved_and_loaded_it_scores_the_same_bits(run, folder, cache, x, towers):
     loaded = checkpoint.load(folder)
+    loaded.towers = towers
+    towers.put_beside(loaded, cache, "image/test")
     for query in queries(cache).values():
         assert torch.equal(run.model.scores(x, query), loaded.model.scores(x, query))
     assert evaluate(loaded, cache) == evaluate(run, cache)
@@ -111,21 +164,20 @@ def test_a_missing_tensor_is_refused(run, folder, tmp_path):
         type(run.model).restore(state, run.config, run.facts_of_method)
 
 
-def test_the_same_seed_gives_the_same_bits(run, method, cache):
-    again = fit(cache, **settings(method)).model.state()
+def test_the_same_seed_gives_the_same_bits(run, fitted):
+    again = fitted().model.state()
     assert all(torch.equal(tensor, again[name]) for name, tensor in run.model.state().items())
 
 
-def test_test_rows_are_out_of_reach(run, method, cache, tmp_path):
+def test_test_rows_are_out_of_reach(run, fitted, cache, tmp_path):
     """Poisoned or absent: whatever is in the test table, the same bits are learned and the same chosen."""
     path = shutil.copytree(cache.path, tmp_path / "cache")
     shutil.rmtree(path / "image/test")
-    with caches.create(path, "synthetic", cache.class_names) as poisoned:
-        rows, labels = clip_like.images(23, 2)
-        poisoned.add(
-            "image", "test", (1000 * rows[::-1]).astype(np.float32), labels, encoder=clip_like.spec("image")
-        )
-    again = fit(path, **settings(method))
+    test = cache.table("image/test")
+    with caches.create(path, cache.dataset, cache.class_names) as poisoned:
+        rows = (1000 * test.read()[::-1]).astype(np.float32)
+        poisoned.add("image", "test", rows, test.labels, encoder=test.manifest.encoder)
+    again = fitted(path)
     assert all(torch.equal(tensor, again.model.state()[name]) for name, tensor in run.model.state().items())
     assert again.selection == run.selection
 
@@ -133,10 +185,10 @@ def test_test_rows_are_out_of_reach(run, method, cache, tmp_path):
 def test_another_encoder_is_refused(run, cache, tmp_path):
     path = shutil.copytree(cache.path, tmp_path / "cache")
     shutil.rmtree(path / "image/test")
-    with caches.create(path, "synthetic", cache.class_names) as other:
-        rows, labels = clip_like.images(3, 2)
-        spec = clip_like.spec("image", weights_sha256="0" * 64)
-        other.add("image", "test", rows.astype(np.float32), labels, encoder=spec)
+    test = cache.table("image/test")
+    with caches.create(path, cache.dataset, cache.class_names) as other:
+        spec = replace(test.manifest.encoder, weights_sha256="0" * 64)
+        other.add("image", "test", test.read().astype(np.float32), test.labels, encoder=spec)
     with pytest.raises(Mismatch, match="weights_sha256"):
         evaluate(run, path)
 
@@ -152,26 +204,27 @@ def test_other_classes_are_read_or_refused_by_name(run, cache, x):
     if found is None:
         assert "a stranger" in refused
         return
-    assert found.shape == (31, clip_like.CLASSES)
+    assert found.shape == (ROWS, len(cache.class_names))
     assert run.model.reads_query, "who ignores the query must refuse it"
 
 
-def test_every_sweepable_setting_sweeps(method, run, cache, tmp_path):
+def test_every_sweepable_setting_sweeps(method, towers, cache, tmp_path):
     base = {name: value for name, value in settings(method).items() if name not in ("shots", "method")}
-    results = sweep(cache, {"shots": [1, 2]}, base | {"method": method}, tmp_path, workers=1)
+    grid = {"shots": [1, 2]}
+    results = sweep(cache, grid, base | {"method": method}, tmp_path, workers=1, towers=towers)
     assert [r["status"] for r in results] == ["ok", "ok"], results
     assert all(0 <= (scores(r)["text"] or 0) <= 1 for r in results)
 
 
-def test_it_stands_in_a_report(run, folder, tmp_path):
-    write([folder], tmp_path / "report.html")
+def test_it_stands_in_a_report(folder, towers, tmp_path):
+    write([folder], tmp_path / "report.html", figures=False, towers=towers)
     text = (tmp_path / "report.html").read_text()
     assert "NaN" not in text
     assert "nan" not in text.lower().split()
 
 
-def test_a_space_embeds_and_a_head_says_that_it_does_not(run):
-    rows = np.ones((2, clip_like.DIM), np.float32)
+def test_a_space_embeds_and_a_head_says_that_it_does_not(run, cache):
+    rows = np.ones((2, cache.table("image/test").dim), np.float32)
     if isinstance(run.model, Space):
         found = run.embed("image", rows)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -180,7 +233,7 @@ def test_a_space_embeds_and_a_head_says_that_it_does_not(run):
         run.embed("image", rows)
 
 
-def test_a_choice_has_its_receipt(method, run, cache):
+def test_a_choice_has_its_receipt(method, run, cache, fitted):
     grid = set(TrainConfig(**settings(method)).open_grid())
     if not grid:
         assert run.selection == {"by": "none"}
@@ -194,7 +247,7 @@ def test_a_choice_has_its_receipt(method, run, cache):
     validation = task(cache, run.config).validation
     assert validation is not None
     assert receipt["rows_sha256"] == validation.draw.sha256
-    fixed = fit(cache, **settings(method), select="published")
+    fixed = fitted(select="published")
     assert fixed.selection["by"] == "published"
     assert fixed.selection["choice"] == receipt["tried"][0]
 
@@ -226,8 +279,13 @@ def test_what_joins_is_refused_by_name_where_nothing_can(run, cache):
         extend(run, cache, modality="audio")
 
 
-def test_validation_rows_are_no_training_rows(cache):
-    loaded = task(cache, TrainConfig(shots=4))
+@pytest.fixture(scope="module")
+def vectors(built):
+    return built("spaner")[0]
+
+
+def test_validation_rows_are_no_training_rows(vectors):
+    loaded = task(vectors, TrainConfig(shots=4))
     validation = loaded.validation
     assert validation is not None
     assert np.bincount(validation.labels).tolist() == [4] * clip_like.CLASSES
@@ -244,7 +302,7 @@ def test_validation_rows_are_four_a_class_or_as_many_as_the_shots(tmp_path, held
     assert torch.cdist(loaded.validation.x[:, 0], loaded.x[:, 0]).min() > 1e-3
 
 
-def test_where_every_row_trains_the_receipt_says_so(cache):
-    chosen = fit(cache, method="linear_probe", device="cpu").selection
+def test_where_every_row_trains_the_receipt_says_so(vectors):
+    chosen = fit(vectors, method="linear_probe", device="cpu").selection
     assert chosen["by"] == "published"
     assert "no validation rows" in chosen["why"]

@@ -129,7 +129,13 @@ def test_cocoop_learns(tower: PromptTower) -> None:
 @pytest.mark.skipif(not FIXTURES.exists(), reason="the published runs are not here")
 def test_the_published_runs_are_met() -> None:
     """float64 to 1e-8, float32 to ten times the reference's own rounding."""
-    command = [sys.executable, str(ROOT / "scripts" / "golden"), str(FIXTURES), "--only", "coop_,cocoop_"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "golden"),
+        str(FIXTURES),
+        "--only",
+        "coop_,cocoop_,maple_,mma_",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 cases, 0 failed" in done.stdout
+    assert "11 cases, 0 failed" in done.stdout

@@ -16,6 +16,7 @@ classes that were never seen can be asked for.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -115,22 +116,11 @@ class ClipAdapter:
             Mismatch: images and texts have different widths. RunError: the loss is not finite.
         """
         require_one_width("clip_adapter", task)
-        device, (n, views, width) = tools.device, task.x.shape
+        device, width = tools.device, task.x.shape[2]
         down, up = (w.to(device).requires_grad_() for w in start(width, settings.reduction, settings.seed))
-        rates, batches, count = descent.dassl_plan(n, views, settings)
-        losses = train_adapter(
-            down,
-            up,
-            trained_texts(task).classes.to(device),
-            descent.view_first(task.x).to(device),
-            task.labels.to(device),
-            scale=task.logit_scale,
-            ratio=settings.train_ratio,
-            rates=rates,
-            batches=batches,
-            weight_decay=settings.weight_decay,
-        )
-        history = list(descent.by_epoch(losses, rates, count, tools.progress))
+        text = trained_texts(task).classes.to(device)
+        train = partial(train_adapter, down, up, text, ratio=settings.train_ratio)
+        history = descent.follow(train, task, settings, tools)
         fitted = cls(down.detach().cpu(), up.detach().cpu(), settings.ratio, task.facts())
         fitted.history = history
         return fitted

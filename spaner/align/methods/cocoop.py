@@ -12,6 +12,7 @@ batches are an option (all contexts of a batch in one pass of the tower).
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,9 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spaner.align.methods import prompting
+from spaner.align.methods import descent, prompting
 from spaner.align.methods.coop import start_context
-from spaner.align.methods.prompting import Prompted, Tower, descend
+from spaner.align.methods.prompting import Prompted, Tower
 from spaner.align.methods.state import load_tensors, module_tensors
 from spaner.align.methods.task import Facts, Query, Task, Tools
 from spaner.errors import RunError
@@ -87,13 +88,14 @@ def train_conditional(
     momentum: float = 0.9,
 ) -> Iterator[Float[Tensor, ""]]:
     """Train context and network in place, a step for every loss that is taken; `x` has unit length."""
+    parameters = context.parameters()
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
     def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         logits = conditional_scores(prompted, context, x[rows], scale)
         return F.cross_entropy(logits, labels[rows % len(labels)])
 
-    parameters = context.parameters()
-    return descend(parameters, loss, rates, batches, weight_decay=weight_decay, momentum=momentum)
+    return descent.descend(optimizer, rates, batches, loss)
 
 
 class CoCoOp:
@@ -108,6 +110,7 @@ class CoCoOp:
     }
     reads_query: ClassVar[bool] = True
     needs_tower: ClassVar[bool] = True
+    scores_cosines: ClassVar[bool] = True
 
     def __init__(self, context: ConditionalContext, facts: Facts, tower: Tower | None = None) -> None:
         self.context, self.facts, self.tower = context, facts, tower
@@ -129,17 +132,8 @@ class CoCoOp:
             torch.manual_seed(settings.seed)
             context = ConditionalContext(start.cpu(), task.x.shape[2]).to(tower.device)
         prompted = tower.prompted(prompting.spoken(task.class_names), len(context.ctx))
-        rates, batches, count = prompting.dassl_plan(task, settings)
-        losses = train_conditional(
-            prompted,
-            context,
-            *prompting.view_first(task, tower),
-            scale=task.logit_scale,
-            rates=rates,
-            batches=batches,
-            weight_decay=settings.weight_decay,
-        )
-        history = prompting.by_epoch(losses, rates, count, tools)
+        train = partial(train_conditional, prompted, context)
+        history = descent.follow(train, task, settings, tools, device=tower.device)
         fitted = cls(context.requires_grad_(requires_grad=False), task.facts(), tower)
         fitted.history = history
         return fitted

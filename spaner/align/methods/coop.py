@@ -14,6 +14,7 @@ what the result depends on (exact).
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -21,10 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spaner.align.methods import prompting
-from spaner.align.methods.prompting import Prompted, Tower, class_vectors, descend
+from spaner.align.methods import descent, prompting
+from spaner.align.methods.prompting import Prompted, Tower, class_vectors
 from spaner.align.methods.state import check_shapes
-from spaner.align.methods.task import Facts, Query, Task, Tools, check_classes
+from spaner.align.methods.task import Facts, Query, Task, Tools
 from spaner.settings import check, option
 
 
@@ -74,12 +75,13 @@ def train_context(
     momentum: float = 0.9,
 ) -> Iterator[Float[Tensor, ""]]:
     """Train the context in place, a step for every loss that is taken; `x` has unit length."""
+    optimizer = torch.optim.SGD([context], lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
     def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         logits = scale * x[rows] @ class_vectors(prompted, context).T
         return F.cross_entropy(logits, labels[rows % len(labels)])
 
-    return descend([context], loss, rates, batches, weight_decay=weight_decay, momentum=momentum)
+    return descent.descend(optimizer, rates, batches, loss)
 
 
 class CoOp:
@@ -94,6 +96,7 @@ class CoOp:
     }
     reads_query: ClassVar[bool] = True
     needs_tower: ClassVar[bool] = True
+    scores_cosines: ClassVar[bool] = True
 
     def __init__(self, context: Tensor, text: Tensor, facts: Facts) -> None:
         self.context, self.text, self.facts = context, text, facts
@@ -119,17 +122,8 @@ class CoOp:
         context = context.to(tower.device).requires_grad_()
         blocks = {"block_rows": settings.block_rows or None, "recompute": settings.block_rows > 0}
         prompted = tower.prompted(names, context.shape[-2], settings.position, **blocks)
-        rates, batches, count = prompting.dassl_plan(task, settings)
-        losses = train_context(
-            prompted,
-            context,
-            *prompting.view_first(task, tower),
-            scale=task.logit_scale,
-            rates=rates,
-            batches=batches,
-            weight_decay=settings.weight_decay,
-        )
-        history = prompting.by_epoch(losses, rates, count, tools)
+        train = partial(train_context, prompted, context)
+        history = descent.follow(train, task, settings, tools, device=tower.device)
         with torch.no_grad():
             text = class_vectors(prompted, context).cpu()
         fitted = cls(context.detach().cpu(), text, task.facts())
@@ -137,16 +131,12 @@ class CoOp:
         return fitted
 
     def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
-        """Scaled cosines: to the learned prompts where templates ask, to the query's own texts where raw
-        names do (`semantic`), which the context never touched.
+        """Scaled cosines, see `prompting.asked`.
 
         Raises:
             Mismatch: templates ask about other classes than the context was learned on.
         """
-        if query.kind == "semantic":
-            return self.logit_scale * x @ query.texts.classes.T
-        check_classes("coop", self.facts.class_names, query)
-        return self.logit_scale * x @ self.text.T
+        return prompting.asked("coop", x, query, self.text, self.facts)
 
     def state(self) -> dict[str, Tensor]:
         """Context and class vectors."""

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spaner.align.methods.task import Task, Tools
 from spaner.errors import RunError
 from spaner.progress import Progress
 
@@ -122,6 +123,42 @@ def dassl_plan(rows: int, views: int, settings: Any) -> tuple[list[float], Itera
     rates = dassl_cosine(settings.lr, settings.epochs, count)
     batches = shuffled(rows, views, settings.batch_size, settings.epochs, settings.seed, drop_last=True)
     return rates, batches, count
+
+
+def follow(
+    train: Callable[..., Iterable[Float[Tensor, ""]]],
+    task: Task,
+    settings: Any,
+    tools: Tools,
+    *,
+    device: torch.device | None = None,
+    pool: Any = None,
+) -> list[dict[str, float]]:
+    """Train as Dassl does on the task's rows: every row once an epoch, in a random one of its views.
+
+    Args:
+        train: takes (pool, labels, *, scale, rates, batches, weight_decay), and steps for every loss taken.
+        device: where the rows go; default that of the tools.
+        pool: what batches index, where it is not the task's embeddings.
+
+    Returns:
+        The history.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    device = device or tools.device
+    rows, views = task.x.shape[:2]
+    rates, batches, count = dassl_plan(rows, views, settings)
+    losses = train(
+        view_first(task.x).to(device) if pool is None else pool,
+        task.labels.to(device),
+        scale=task.logit_scale,
+        rates=rates,
+        batches=batches,
+        weight_decay=settings.weight_decay,
+    )
+    return list(by_epoch(losses, rates, count, tools.progress))
 
 
 def endless(rows: int, batch_size: int, steps: int, seed: int) -> Iterator[Rows]:

@@ -3,8 +3,8 @@
 A method is one class in one file and one line in `METHODS`. The class is what fitting returns: it has a
 frozen dataclass `Settings` (see `spaner.settings`), is fitted from a `Task`, answers a `Query` with scores,
 and comes back from its tensors without its training data. What only some can do is a protocol of its own,
-which callers ask for with isinstance: `Space`, `Prior`, `Tunable`, `Extendable`, `Stackable`. A package adds
-a method through the entry-point group `spaner.methods`, an aligner through `spaner.aligners`.
+which callers ask for with isinstance: `Space`, `Prior`, `Adapted`, `Tunable`, `Extendable`, `Stackable`. A
+package adds a method through the entry-point group `spaner.methods`, an aligner through `spaner.aligners`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,6 +28,8 @@ METHODS = {
     "gda": "spaner.align.methods.gda:Gda",
     "linear_probe": "spaner.align.methods.linear_probe:LinearProbe",
     "lp_plus_plus": "spaner.align.methods.lp_plus_plus:LpPlusPlus",
+    "maple": "spaner.align.methods.maple:MaPLe",
+    "mma": "spaner.align.methods.mma:Mma",
     "proker": "spaner.align.methods.proker:ProKeR",
     "rla": "spaner.align.methods.rla:Rla",
     "spaner": "spaner.align.methods.spaner:Spaner",
@@ -55,6 +57,8 @@ class Fitted(Protocol):
         reads_query: False for a head that answers the same whatever it is asked: it has no semantic score.
         logit_scale: how many units of `scores` one unit of cosine is; ties are judged in cosines.
         needs_tower: (optional) True: `tools` must hold a text tower.
+        needs_pictures: (optional) True: and the images as tokens of the image tower.
+        scores_cosines: (optional) True: scores are cosines, though the method embeds no text (no `Space`).
         history: what `fit` recorded, an entry per epoch; empty for a closed form.
     """
 
@@ -101,6 +105,23 @@ class Prior(Protocol):
 
     def prior_scores(self, x: "Float[Tensor, 'N D']", query: "Query") -> "Float[Tensor, 'N C']":
         """What is added to `logit_scale` times the cosine."""
+        ...
+
+
+@runtime_checkable
+class Adapted(Protocol):
+    """Changed the image tower inside: `scores` takes unit rows of that tower, not those of the cache.
+
+    Attributes:
+        block: image tokens are read after that block.
+        pictures: the tower, and the images as its tokens (`dual.Pictures`); None in a loaded run.
+    """
+
+    block: int
+    pictures: Any
+
+    def image_rows(self, tokens: "Float[Tensor, 'B T W']") -> "Float[Tensor, 'B D']":
+        """Embeddings of the changed tower, not normalised."""
         ...
 
 

@@ -1,23 +1,20 @@
-"""What prompt learners share: the tower that they are handed, class vectors from a context, steps of descent.
+"""What prompt learners share: the text tower they are handed, class vectors from a context, their scores.
 
 `align` never imports `extract`: a tower arrives as an argument and is known by the protocol `Tower` alone.
 All tensors of one call lie on one device and have one type. Nothing here is learned by itself.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from spaner.align.methods.descent import dassl_cosine
-from spaner.align.methods.task import Task, Tools
+from spaner.align.methods.state import check_shapes
+from spaner.align.methods.task import Facts, Query, Task, Tools, check_classes
 from spaner.errors import Mismatch, RunError
-
-Rows = Int[Tensor, " B"]
 
 
 class Prompted(Protocol):
@@ -29,16 +26,32 @@ class Prompted(Protocol):
     ) -> Float[Tensor, "B C D"]: ...
 
 
+class Reached(Protocol):
+    """Names in a tower whose blocks can be reached into."""
+
+    def __call__(
+        self, context: Float[Tensor, "B M W"], *, per_class: bool = False, touch: Any = None
+    ) -> Float[Tensor, "B C D"]: ...
+
+    def begun(self, context: Float[Tensor, "1 M W"], block: int) -> Any:
+        """touch -> (C, D), with everything below the block run once."""
+        ...
+
+
 class Tower(Protocol):
     """A frozen text tower through which gradients go (`extract.encoders.text_tower.PromptTower`).
 
     Attributes:
         width: of a token's vector.
+        depth: blocks that can be reached into; 0: none.
         sha256: of the encoder's weights.
     """
 
     @property
     def width(self) -> int: ...
+
+    @property
+    def depth(self) -> int: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -57,8 +70,8 @@ class Tower(Protocol):
         *,
         block_rows: int | None = None,
         recompute: bool = False,
-    ) -> Prompted:
-        """Names with room for `length` vectors."""
+    ) -> Any:
+        """Names with room for `length` vectors: `Prompted`, and `Reached` where the tower has a depth."""
         ...
 
 
@@ -71,24 +84,6 @@ def class_vectors(prompted: Prompted, context: Float[Tensor, "*C M W"]) -> Float
     """Unit vectors of all names in one context, or each in its own (three axes)."""
     own = context.ndim == 3
     return F.normalize(prompted(context if own else context[None], per_class=own)[0], dim=1)
-
-
-def descend(
-    parameters: Iterable[Tensor],
-    loss: Callable[[Rows], Float[Tensor, ""]],
-    rates: Iterable[float],
-    batches: Iterable[Rows],
-    **sgd: Any,
-) -> Iterator[Float[Tensor, ""]]:
-    """A step of SGD per rate and batch; yields the batch's loss before the step."""
-    optimizer = torch.optim.SGD(parameters, lr=0.0, **sgd)
-    for rate, rows in zip(rates, batches, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad()
-        value = loss(rows)
-        value.backward()
-        optimizer.step()
-        yield value.detach()
 
 
 def tower_of(method: str, task: Task, tools: Tools) -> Tower:
@@ -112,47 +107,32 @@ def tower_of(method: str, task: Task, tools: Tools) -> Tower:
     return tower
 
 
-def dassl_plan(task: Task, settings: Any) -> tuple[list[float], list[Rows], int]:
-    """Rates, batches and batches per epoch: every row once an epoch in one of its views, numbered view * N
-    + row; a last short batch is left out, as there."""
-    rows, views = task.x.shape[:2]
-    generator = torch.Generator().manual_seed(settings.seed)
-    count = max(1, rows // settings.batch_size)
-    batches = []
-    for _ in range(settings.epochs):
-        order = torch.randperm(rows, generator=generator)
-        view = torch.randint(views, (rows,), generator=generator)
-        batches += (view * rows + order).split(settings.batch_size)[:count]
-    return dassl_cosine(settings.lr, settings.epochs, count), batches, count
-
-
-def by_epoch(
-    losses: Iterable[Tensor], rates: Sequence[float], per_epoch: int, tools: Tools
-) -> list[dict[str, float]]:
-    """Take every step; the mean loss and the last rate of each epoch.
+def asked(
+    method: str, x: Float[Tensor, "N D"], query: Query, text: Float[Tensor, "C D"], facts: Facts
+) -> Float[Tensor, "N C"]:
+    """Scaled cosines: to the learned prompts' vectors where templates ask, to the query's own texts where raw
+    names do (`semantic`), which nothing learned ever touched.
 
     Raises:
-        RunError: the mean is not finite.
+        Mismatch: templates ask about other classes than were learned.
     """
-    history, seen, epochs = [], [], len(rates) // per_epoch
-    for value in losses:
-        seen.append(value)
-        if len(seen) < per_epoch:
-            continue
-        mean, epoch = float(torch.stack(seen).mean()), len(history) + 1
-        if not math.isfinite(mean):
-            raise RunError(
-                f"the loss is {mean} in epoch {epoch} of {epochs}; expected a finite number; lower lr "
-                f"(now {max(rates):g})"
-            )
-        history.append({"epoch": epoch, "loss": mean, "lr": rates[epoch * per_epoch - 1]})
-        seen = []
-        if tools.progress:
-            tools.progress(epoch, epochs, f"loss {mean:.4f}")
-    return history
+    if query.kind == "semantic":
+        return facts.logit_scale * x @ query.texts.classes.T
+    check_classes(method, facts.class_names, query)
+    return facts.logit_scale * x @ text.T
 
 
-def view_first(task: Task, tower: Tower) -> tuple[Float[Tensor, "M D"], Int[Tensor, " N"]]:
-    """All views as one pool (view 0 of every row, then view 1 ...) and the rows' labels, where the tower
-    is."""
-    return task.x.transpose(0, 1).flatten(0, 1).to(tower.device), task.labels.to(tower.device)
+def apart(
+    state: Mapping[str, Tensor], facts: Facts, *needed: str
+) -> tuple[Float[Tensor, "C D"], dict[str, Tensor]]:
+    """The class vectors of a saved method, and everything else; `needed` tensors tell the shapes of others.
+
+    Raises:
+        RunError: there are none, or of other classes; a needed one is missing.
+    """
+    if lost := [name for name in needed if name not in state]:
+        raise RunError(f"tensor {lost[0]!r} is missing; expected it beside {len(state)} others")
+    learned = {name: tensor for name, tensor in state.items() if name != "text"}
+    shape = {"text": (len(facts.class_names), facts.widths["text"])}
+    check_shapes(shape, {name: tensor for name, tensor in state.items() if name == "text"})
+    return state["text"], learned

@@ -115,6 +115,13 @@ class Task:
     queries: Mapping[str, str] = field(default_factory=dict)
     validation: Samples | None = None
     companions: Mapping[str, Companion] = field(default_factory=dict)
+    table_rows: Int[Tensor, " N"] | None = None
+    """Where the training rows stand in their table."""
+
+    @property
+    def rows(self) -> Int[Tensor, " N"]:
+        """Where the training rows stand in their table; in order where nobody says."""
+        return torch.arange(len(self.labels)) if self.table_rows is None else self.table_rows
 
     @property
     def widths(self) -> dict[str, int]:
@@ -149,11 +156,12 @@ class Facts:
 @dataclass(frozen=True)
 class Tools:
     """What a method may use beside its task: where to compute, who hears of progress, a text tower if one is
-    at hand (prompt learners send gradients through it)."""
+    at hand (prompt learners send gradients through it), the images as tokens of an image tower if that is."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress | None = None
     text_tower: Any = None
+    pictures: Any = None
 
 
 def check_classes(method: str, class_names: tuple[str, ...], query: Query) -> None:

@@ -14,6 +14,7 @@ from the cache. A query's own texts take the residuals that were learned beside 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -99,22 +100,10 @@ class TaskRes:
             Mismatch: images and texts have different widths. RunError: the loss is not finite.
         """
         require_one_width("task_res", task)
-        device, (n, views) = tools.device, task.x.shape[:2]
-        base = trained_texts(task).raw.mean(1).to(device)
+        base = trained_texts(task).raw.mean(1).to(tools.device)
         residual = torch.zeros_like(base, requires_grad=True)
-        rates, batches, count = descent.dassl_plan(n, views, settings)
-        losses = train_residual(
-            residual,
-            base,
-            descent.view_first(task.x).to(device),
-            task.labels.to(device),
-            scale=task.logit_scale,
-            alpha=settings.train_alpha,
-            rates=rates,
-            batches=batches,
-            weight_decay=settings.weight_decay,
-        )
-        history = list(descent.by_epoch(losses, rates, count, tools.progress))
+        train = partial(train_residual, residual, base, alpha=settings.train_alpha)
+        history = descent.follow(train, task, settings, tools)
         fitted = cls(residual.detach().cpu(), settings.alpha, task.facts())
         fitted.history = history
         return fitted

@@ -13,6 +13,7 @@ import numpy as np
 
 from spaner import cache as caches
 from spaner.align.paper.reproduce import (
+    RECIPES,
     Reproduction,
     Setup,
     cores,
@@ -42,6 +43,17 @@ TEMPLATE_SETS = ("vanilla", "hand_crafted", "mined", "ensemble")
 WIDTHS = (0.25, 0.5, 1, 2)
 """Widths E of Figure 7, as shares of the embedding width D: 128 … 1024 for ViT-B/16."""
 SHIFTED = ("imagenet-v2", "imagenet-sketch", "imagenet-a", "imagenet-r")
+
+SYSTEMS = {
+    FROZEN: "ZS CLIP",
+    "SPANER, paper": "SPANER",
+    "clip_adapter": "CLIP-Adapter",
+    "cocoop": "CoCoOp",
+    "coop": "CoOp",
+    "maple": "MaPLe",
+    "mma": "MMA",
+}
+"""Our row -> the paper's row of that system."""
 
 Numbers = Callable[[Mapping[str, Any]], dict[str, Cell]]
 """From the result of `evaluate` to a row."""
@@ -94,14 +106,14 @@ def _table(
     """A row per system, the published row of that system on ImageNet below it."""
     rows: list[Row] = []
     for name, repeated in systems.items():
-        paper = {FROZEN: "ZS CLIP", _name("paper"): "SPANER"}.get(name, "")
+        paper = SYSTEMS.get(name, "")
         shown = [{column.key: each.get(column.key) for column in columns} for each in repeated]
         rows += rows_beside(setup, name, shown, paper, published.values("imagenet", paper), why)
     return table_of(setup, title, columns, rows)
 
 
-def _name(recipe: str) -> str:
-    return f"SPANER, {recipe}"
+def _name(who: str) -> str:
+    return f"SPANER, {who}" if who in RECIPES else who
 
 
 def why_not(setup: Setup, cache: caches.Cache) -> list[str]:

@@ -67,6 +67,8 @@ class Setup:
         run: a trained run that audio joins, instead of one trained on the cache's own images.
         epochs: instead of the recipe's, for a quick look: marked not comparable.
         workers: processes of a sweep.
+        methods: further rows of Tables 1, 2 and 4, beside SPANER's recipes.
+        towers: for methods that learn inside an encoder's towers, see `train.cells` and `Run`.
     """
 
     artifact: str
@@ -78,6 +80,8 @@ class Setup:
     run: Path | None = None
     epochs: int | None = None
     workers: int | None = None
+    methods: tuple[str, ...] = ()
+    towers: Any = None
 
     def settings(self) -> dict[str, Any]:
         """What all runs share besides the recipe."""
@@ -180,17 +184,32 @@ def extract_command(dataset: str, cache: Path, modality: str = "") -> str:
     return " ".join(words)
 
 
-def core(setup: Setup, cache: caches.Cache, recipe: str, seed: int, progress: Progress) -> tuple[Path, Run]:
-    """A run of the recipe on the cache, trained and scored, or found again where the same one was saved."""
-    config = TrainConfig.from_recipe(recipe, **setup.settings() | {"seed": seed})
-    folder = setup.out / "runs" / f"{recipe}-seed-{seed}"
+def core(setup: Setup, cache: caches.Cache, who: str, seed: int, progress: Progress) -> tuple[Path, Run]:
+    """A run of a recipe or method on the cache, trained and scored, or found again where the same one was
+    saved."""
+    config = config_of(setup, who, seed)
+    folder = setup.out / "runs" / f"{who}-seed-{seed}"
     run = _saved(folder, config, cache)
     if run is None:
-        what = f"train {recipe}, seed {seed}"
-        run = fit(cache, config, lambda done, total, _: progress(done, total, what))
+        what = f"train {who}, seed {seed}"
+        tools = setup.towers(cache.path, config.method, config.device) if setup.towers else {}
+        run = fit(cache, config, lambda done, total, _: progress(done, total, what), **tools)
         run.cache = cache.path
+    run.towers = setup.towers
     run.metrics = evaluate(run, cache)  # again for a saved run: its test tables may be new
     return run.save(folder), run
+
+
+def config_of(setup: Setup, who: str, seed: int) -> TrainConfig:
+    """Settings of a recipe, or a method's own defaults on the same rows.
+
+    Raises:
+        RecipeError: neither a recipe nor a method, or `epochs` for a method that has none.
+    """
+    if who in RECIPES:
+        return TrainConfig.from_recipe(who, **setup.settings() | {"seed": seed})
+    own = {name: value for name, value in setup.settings().items() if name in ("shots", "epochs")}
+    return TrainConfig.from_recipe(method=who, **own, seed=seed)
 
 
 def _saved(folder: Path, config: TrainConfig, cache: caches.Cache) -> Run | None:
@@ -205,10 +224,10 @@ def _saved(folder: Path, config: TrainConfig, cache: caches.Cache) -> Run | None
 def cores(
     setup: Setup, cache: caches.Cache, progress: Progress, seeds: Sequence[int] | None = None
 ) -> dict[str, list[tuple[Path, Run]]]:
-    """Recipe -> its runs over the seeds."""
+    """Recipe or method -> its runs over the seeds."""
     return {
-        recipe: [core(setup, cache, recipe, seed, progress) for seed in seeds or setup.seeds]
-        for recipe in RECIPES
+        who: [core(setup, cache, who, seed, progress) for seed in seeds or setup.seeds]
+        for who in (*RECIPES, *setup.methods)
     }
 
 
@@ -278,4 +297,5 @@ def command(setup: Setup) -> str:
     words += [f"--shift {path}" for path in setup.shift]
     words += [f"--run {setup.run}"] if setup.run else []
     words += [f"--epochs {setup.epochs}"] if setup.epochs else []
+    words += [f"--methods {','.join(setup.methods)}"] if setup.methods else []
     return " ".join(words)

@@ -97,8 +97,10 @@ class Entry:
     gains: dict[str, Number] | None
 
 
-def measure(folders: Sequence[Path], cache: Path | None = None, split: str | None = None) -> list[Entry]:
-    """Every run, on its own cache or on the given one.
+def measure(
+    folders: Sequence[Path], cache: Path | None = None, split: str | None = None, towers: Any = None
+) -> list[Entry]:
+    """Every run, on its own cache or on the given one; `towers` as in `Run`.
 
     Raises:
         RunError: a run whose cache is unknown or gone, or whose weights do not give its
@@ -109,6 +111,7 @@ def measure(folders: Sequence[Path], cache: Path | None = None, split: str | Non
     benches: dict[str, Bench] = {}
     for number, (folder, name) in enumerate(zip(folders, unique_names(folders), strict=True), 1):
         run = checkpoint.load(folder)
+        run.towers = towers
         check_finite(run.metrics, f"run {name}")
         try:
             entries.append(_entry(name, f"run-{number}", run, cache, split, benches))
@@ -289,7 +292,7 @@ def _numbers(match: metrics.Match) -> dict[str, Number | float]:
     sure: dict[str, Number | float] = {
         name: bootstrap(values, resamples=RESAMPLES) for name, values in per_row.items()
     }
-    return sure | ({"centred_cosine": metrics.centred_cosine(match)} if match.has_cosines else {})
+    return sure | ({"centred_cosine": metrics.centred_cosine(match)} if len(match.row_sum) else {})
 
 
 def _rows(space: Any, cache: caches.Cache, names: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from spaner.align.report import checks as report_checks
 from spaner.align.report import origin
@@ -38,6 +39,7 @@ def write(
     split: str | None = None,
     figures: bool = True,
     progress: Callable[[str], None] | None = None,
+    towers: Any = None,
 ) -> list[Path]:
     """Measure, and write the page and the folder beside it (`report.html` and `report_files/`).
 
@@ -49,6 +51,7 @@ def write(
         split: the table to score instead of the recorded one.
         figures: also write PNG and SVG files.
         progress: told what is being done.
+        towers: for runs that need an encoder's towers to score, see `Run`.
 
     Returns:
         The files written, the page first.
@@ -61,7 +64,7 @@ def write(
     tell = progress or (lambda _: None)
     found, checked = report_sweep.read(sweeps), report_checks.read(checks)
     tell("scoring the runs")
-    entries = measure(runs, cache, split)
+    entries = measure(runs, cache, split, towers)
     tables = report_tables.tables(entries) if entries else []
     if shifts and entries:
         tables.append(shift_table(entries, shifts))

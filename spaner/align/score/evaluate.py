@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 
 from spaner import cache as caches
 from spaner.align.score import calibration, metrics, pairs, retrieval
+from spaner.align.score.adapted import scored_table
 from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
 from spaner.errors import CacheError, DatasetError
 
@@ -96,9 +97,12 @@ def matches(run: Any, cache: caches.Cache, name: str, *, prior: bool = True) -> 
     `run` is a trained run, or `Frozen`. A head that ignores the query has no entry "semantic". With `prior`
     false the space decides alone.
     """
-    table = cache.table(name)
+    if (towers := getattr(run, "towers", None)) is not None:
+        towers.put_beside(run, cache, name)
+    table = scored_table(run, cache, name)
     joined = prior and getattr(run, "has_prior", False)
-    found = _space_matches(run, cache, table, joined) if run.has_space else _head_matches(run, cache, table)
+    space = run.has_space
+    found = _space_matches(run, cache, table, joined) if space else _head_matches(run, cache, name, table)
     parts = list(found)
     if not parts:
         raise DatasetError(
@@ -133,17 +137,19 @@ def _space_matches(
         }
 
 
-def _head_matches(run: Any, cache: caches.Cache, table: Any) -> Iterator[dict[str, metrics.Match]]:
-    """The method's scores decide; there are no cosines."""
-    asked = queries(cache)
+def _head_matches(run: Any, cache: caches.Cache, name: str, table: Any) -> Iterator[dict[str, metrics.Match]]:
+    """The method's scores decide; they are cosines only where the method says so."""
+    asked, modality = queries(cache), name.partition("/")[0]
+    cosines = getattr(run.model, "scores_cosines", False)
     kinds = tuple(asked) if run.model.reads_query else ("text",)
     for features, labels in _blocks(table):
         yield {
             kind: metrics.match_scores(
-                run.scores(table.manifest.modality, features, asked[kind]),
+                run.scores(modality, features, asked[kind]),
                 labels,
                 cache.class_names,
                 scale=_scale(run, table),
+                cosines=cosines,
             )
             for kind in kinds
         }

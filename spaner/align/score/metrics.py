@@ -44,7 +44,8 @@ class Match:
     `credit` is the strict score (0 … 1), `credit_by_name` counts every class of the right *name* as right.
     `positive` is the cosine to the row's own class, `hardest` and `negative` the largest and the mean cosine
     to classes of another name. `row_sum` and `target_sum` are sums over rows, from which the centred cosine
-    follows. All five are empty where scores are no cosines. `confidence` is the largest softmax probability
+    follows; they are empty where cosines are known and vectors are not. All five are empty where scores are
+    no cosines. `confidence` is the largest softmax probability
     and `surprise` the negative log probability of the own class (nats), at a logit scale; empty without one.
     """
 
@@ -116,12 +117,16 @@ def match_scores(
     labels: Int[np.ndarray, " N"],
     names: Sequence[str] | None = None,
     scale: float | None = None,
+    *,
+    cosines: bool = False,
 ) -> Match:
-    """What rows found whose scores are no cosines: accuracy and confidence alone.
+    """What rows found by scores that somebody else gave: accuracy and confidence, and cosines if they are.
 
     Args:
         scores: in units of a cosine, so that `TIE` means the same.
         scale: how many units of a logit one unit of the scores is; None: no confidence.
+        cosines: whether the scores are cosines. Nobody knows the vectors behind them, so that there is no
+            centred cosine.
 
     Raises:
         DatasetError: as `match`.
@@ -134,7 +139,10 @@ def match_scores(
             "expected finite numbers; train again with a smaller lr"
         )
     confidence, surprise = _certainty(scores, labels, scale)
-    return Match(labels, *_decide(scores, labels, namesakes), confidence=confidence, surprise=surprise)
+    more = _cosines(scores, labels, namesakes) if cosines else {}
+    return Match(
+        labels, *_decide(scores, labels, namesakes), confidence=confidence, surprise=surprise, **more
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,19 @@ def _decide(
     columns, real = namesakes.columns[labels], namesakes.real[labels]
     by_name = np.where(real, np.take_along_axis(tied, columns, 1), 0).sum(axis=1) / ties
     return tied.argmax(axis=1), tied[np.arange(len(labels)), labels] / ties, by_name
+
+
+def _cosines(scores: np.ndarray, labels: np.ndarray, namesakes: _Namesakes) -> dict[str, np.ndarray]:
+    """`positive`, `hardest` and `negative` of a `Match`."""
+    columns, real = namesakes.columns[labels], namesakes.real[labels]
+    own = np.where(real, np.take_along_axis(scores, columns, 1), 0).sum(axis=1)
+    others = scores.copy()
+    np.put_along_axis(others, columns, -np.inf, 1)
+    return {
+        "positive": scores[np.arange(len(labels)), labels],
+        "hardest": others.max(axis=1),
+        "negative": (scores.sum(axis=1) - own) / (scores.shape[1] - real.sum(axis=1)),
+    }
 
 
 def _certainty(scores: np.ndarray, labels: np.ndarray, scale: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +247,7 @@ def summary(found: Match) -> dict[str, Any]:
         "positive_cosine": float(found.positive.mean(dtype=np.float64)),
         "margin": margin(found),
         "negative_cosine": float(found.negative.mean(dtype=np.float64)),
-        "centred_cosine": centred_cosine(found),
+        "centred_cosine": centred_cosine(found) if len(found.row_sum) else None,
     }
 
 

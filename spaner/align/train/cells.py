@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,6 +45,9 @@ SELECTION = ("shots", "draw_seed", "templates", "held")
 
 WATCH_SECONDS = 0.5
 
+Towers = Callable[[Path, str, str], Mapping[str, Any]]
+"""Cache, method and device -> what `fit` takes beside the cache. It must survive being sent to a process."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -69,8 +72,10 @@ def run_cells(
     workers: int | None = None,
     stack: int | None = None,
     backend: str = "loky",
+    towers: Towers | None = None,
 ) -> Iterator[int]:
-    """Run the cells, yielding how many were finished, whenever some were.
+    """Run the cells, yielding how many were finished, whenever some were. `towers` builds what a method needs
+    beside the cache, in each process anew.
 
     Raises:
         RunError: a worker process died; finished cells are kept. RecipeError: a backend that is not
@@ -86,7 +91,8 @@ def run_cells(
     pool = joblib.Parallel(workers, backend=backend, return_as="generator_unordered")
     watched = parent if backend == "loky" and workers > 1 else None
     try:
-        for done in pool(joblib.delayed(_run_stack)(path, each, frozen, watched) for each in stacks):
+        told = (frozen, watched, towers)
+        for done in pool(joblib.delayed(_run_stack)(path, each, *told) for each in stacks):
             yield done or 0
     except BrokenProcessPool:
         raise RunError(
@@ -132,7 +138,11 @@ def _register(backend: str) -> None:
 
 
 def _run_stack(
-    cache: Path, cells: list[Cell], frozen: dict[str, Any] | None, parent: int | None = None
+    cache: Path,
+    cells: list[Cell],
+    frozen: dict[str, Any] | None,
+    parent: int | None = None,
+    towers: Towers | None = None,
 ) -> int:
     """Train and score cells that are trained as one, on one thread; how many."""
     if parent is not None:
@@ -142,7 +152,7 @@ def _run_stack(
             return len(cells)
         for cell in cells:
             try:
-                _write(cell, _scored(_fit(cache, cell.config), cache, frozen, cell))
+                _write(cell, _scored(_fit(cache, cell.config, towers), cache, frozen, cell))
             except SpanerError as error:
                 _write(cell, {"status": "failed", "reason": str(error)})
     return len(cells)
@@ -162,9 +172,10 @@ def _run_as_one(cache: Path, cells: list[Cell], frozen: dict[str, Any] | None) -
     return True
 
 
-def _fit(cache: Path, config: TrainConfig) -> Run:
+def _fit(cache: Path, config: TrainConfig, towers: Towers | None = None) -> Run:
     data = _task(cache, config)
-    return fit(dataclasses.replace(data, logit_scale=scale_of(config, data.encoders)), config)
+    tools = towers(cache, config.method, config.device) if towers else {}
+    return fit(dataclasses.replace(data, logit_scale=scale_of(config, data.encoders)), config, **tools)
 
 
 _kept: dict[tuple[Path, str], Task] = {}

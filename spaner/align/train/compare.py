@@ -17,7 +17,7 @@ import spaner.cache
 from spaner import registry
 from spaner.align.methods.method import METHODS, method
 from spaner.align.score.intervals import Number
-from spaner.align.train.cells import Cell
+from spaner.align.train.cells import Cell, Towers
 from spaner.align.train.config import RECIPES, TrainConfig
 from spaner.align.train.sweep import identity_of, result_file, results_of, scores, summary
 from spaner.cache import files
@@ -63,15 +63,17 @@ def compare(
     recipe_base: Mapping[str, Any] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    towers: Towers | None = None,
 ) -> list[Comparison]:
     """Fit and score every method on every cache.
 
     Args:
-        methods: names of methods, recipes of SPANER, or recipe files; default all that need no text tower.
+        methods: names of methods, recipes of SPANER, or recipe files; default all that need the cache alone.
         out: folder of the cells; default ``compare/<cache>``; of several caches each has a folder in it.
         shift: caches of shifted data with the classes of the one cache that is compared on.
         base_to_new: fit every method on the first half of the classes too, and ask it about the second.
         base: settings of all methods, such as `select`; `recipe_base`: of SPANER's recipes.
+        towers: builds the towers of methods that learn inside them, see `cells`.
 
     Raises:
         RecipeError: an unknown name, an empty list, two caches of one name, or shift with several caches.
@@ -93,7 +95,7 @@ def compare(
     ]
     found = []
     for cache, folder, cells in zip(opened, folders, plans, strict=True):
-        results = results_of(cache, cells, workers, 1, progress=progress)
+        results = results_of(cache, cells, workers, 1, progress=progress, towers=towers)
         found.append(Comparison(cache.dataset, folder, results, rows_of(results)))
         write(found[-1])
     return found
@@ -118,17 +120,12 @@ def entrants(names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     """
     known = registry.names(METHODS, "method")
     if names is None:
-        rest = [n for n in known if n != "zero_shot" and not _needs_tower(n)]
+        rest = [n for n in known if n != "zero_shot" and not needs_tower(n)]
         names = ["zero_shot", *(n for n in rest if n != "spaner"), "spaner"]
     found: dict[str, dict[str, Any]] = {}
     for name in (part for n in names for part in (RECIPES if n == "spaner" else [n])):
         if name in RECIPES or name.endswith(".toml"):
             found[f"SPANER, {Path(name).stem}"] = {"recipe": name}
-        elif name in known and _needs_tower(name):
-            raise RecipeError(
-                f"compare: {name} learns through the text tower, which is not in a cache; expected "
-                f"methods that need the cache alone; type `spaner train --method {name}`"
-            )
         elif name in known:
             found[name] = {"method": name}
         else:
@@ -142,7 +139,8 @@ def entrants(names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _needs_tower(name: str) -> bool:
+def needs_tower(name: str) -> bool:
+    """Whether a method learns through a tower, which is not in a cache."""
     return getattr(method(name), "needs_tower", False)
 
 

@@ -33,6 +33,7 @@ def fit(
     progress: Progress | None = None,
     *,
     text_tower: Any = None,
+    pictures: Any = None,
     **overrides: Any,
 ) -> Run:
     """Fit a method on a cache, its path, or a Task.
@@ -42,6 +43,7 @@ def fit(
         config: resolved settings; default the recipe "paper", or `recipe=` among the overrides.
         progress: called after every epoch with (epochs done, epochs, text).
         text_tower: a frozen text tower with gradients, for methods that learn prompts.
+        pictures: the images as tokens of the image tower, for methods that learn inside it.
         **overrides: settings by name, instead of `config`.
 
     Raises:
@@ -49,11 +51,12 @@ def fit(
         finite. CacheError, Mismatch, Corrupt: see `task.task`.
     """
     config = resolved(config, overrides)
+    tools = Tools(device_of(config.device), progress, text_tower, pictures)
     if isinstance(data, Task):
-        return _fit(data, config, progress, text_tower)
+        return _fit(data, config, tools)
     opened = opened_cache(data)
     try:
-        run = _fit(task(opened, config), config, progress, text_tower)
+        run = _fit(task(opened, config), config, tools)
         run.cache = opened.path
         return run
     finally:
@@ -68,15 +71,16 @@ def train(
     progress: Progress | None = None,
     *,
     text_tower: Any = None,
+    pictures: Any = None,
 ) -> tuple[Run, Path]:
     """Fit, save, score, and save the scores: a failing evaluation does not lose the training.
 
     Args:
         out: the run folder; default ``runs/<cache>-<name of the run>``.
-        text_tower: see `fit`.
+        text_tower, pictures: see `fit`.
     """
     opened = opened_cache(cache)
-    run = fit(opened, config, progress, text_tower=text_tower)
+    run = fit(opened, config, progress, text_tower=text_tower, pictures=pictures)
     folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
     run.metrics = evaluate(run, opened)
     if len(run.widths) > 2:
@@ -97,8 +101,7 @@ def resolved(config: TrainConfig | None, overrides: dict[str, Any]) -> TrainConf
     return config
 
 
-def _fit(data: Task, config: TrainConfig, progress: Progress | None, text_tower: Any) -> Run:
-    tools = Tools(device_of(config.device), progress, text_tower)
+def _fit(data: Task, config: TrainConfig, tools: Tools) -> Run:
     started = time.perf_counter()
     model, chosen, receipt = fit_chosen(methods.method(config.method), data, config, tools)
     return finished(chosen, model, data, receipt, time.perf_counter() - started)
@@ -129,8 +132,9 @@ def finished(config: TrainConfig, model: Any, data: Task, receipt: Receipt, seco
 
 
 def _temperature(model: Any, data: Task) -> float | None:
-    """What turns the method's logits into probabilities on the validation rows; None where there are none."""
-    if data.validation is None or "text" not in data.queries:
+    """What turns the method's logits into probabilities on the validation rows; None where there are none,
+    or where the method changed the tower that made them."""
+    if data.validation is None or "text" not in data.queries or isinstance(model, methods.Adapted):
         return None
     with torch.inference_mode():
         logits = model.scores(data.validation.x[:, 0], data.query("text")).float().cpu().numpy()

@@ -43,7 +43,9 @@ class Run:
     alone; `metrics` is the result of `evaluate`, once there is one; `extensions` tells of modalities that
     joined afterwards (`align.extend`). `cache` is where the run was scored, for `spaner report`; on disk it
     is relative to the run folder, so both can move together. `temperature` is what logits are divided by
-    before they become probabilities, fitted on validation rows; None where there were none.
+    before they become probabilities, fitted on validation rows; None where there were none. `towers` can put
+    an encoder's towers beside a loaded model that needs them to score (`towers.put_beside(run, cache,
+    table)`); it is never saved.
     """
 
     config: TrainConfig
@@ -63,6 +65,7 @@ class Run:
     cache: Path | None = None
     selection: dict[str, Any] = field(default_factory=dict)
     temperature: float | None = None
+    towers: Any = field(default=None, compare=False)
 
     def embed_files(self, *paths: str | Path, **options: Any) -> Any:
         """Pictures and sounds -> unit vectors of the space: `search.use.embed_files`."""

@@ -16,7 +16,7 @@ import spaner.cache
 from spaner.align.score.evaluate import opened_cache
 from spaner.align.score.intervals import Number
 from spaner.align.score.tables import tested_table
-from spaner.align.train.cells import Cell, run_cells
+from spaner.align.train.cells import Cell, Towers, run_cells
 from spaner.align.train.config import TrainConfig, parts_of
 from spaner.cache import files
 from spaner.errors import RecipeError, RunError
@@ -68,6 +68,7 @@ def sweep(
     stack: int | None = None,
     backend: str = "loky",
     progress: Progress | None = None,
+    towers: Towers | None = None,
 ) -> list[dict[str, Any]]:
     """Train and score every combination of ``grid``.
 
@@ -83,6 +84,7 @@ def sweep(
             if they differ in settings marked `stacks`.
         backend: joblib's backend: ``loky`` (this machine) or ``ray`` (a cluster; needs ``spaner[ray]``).
         progress: called with (cells done, cells, "cells").
+        towers: builds the towers of methods that learn inside them, see `cells`.
 
     Returns:
         One result per cell in grid order: ``config``, ``varied``, ``status`` ("ok" or "failed"), ``metrics``.
@@ -94,7 +96,7 @@ def sweep(
     opened = opened_cache(cache)
     folder = (Path(out) if out is not None else Path("sweeps") / opened.path.stem).absolute()
     cells = plan(opened, grid, base or {}, folder)
-    results = results_of(opened, cells, workers, stack, backend, progress)
+    results = results_of(opened, cells, workers, stack, backend, progress, towers)
     write(folder, results)
     return results
 
@@ -106,6 +108,7 @@ def results_of(
     stack: int | None = None,
     backend: str = "loky",
     progress: Progress | None = None,
+    towers: Towers | None = None,
 ) -> list[dict[str, Any]]:
     """The result of every cell, in order; only those that no former call finished are run."""
     with files.writing(cells[0].file.parent, RunError, "--out"):
@@ -114,7 +117,7 @@ def results_of(
     done = len(cells) - len(missing)
     if progress:
         progress(done, len(cells), "cells")
-    for finished in run_cells(cache, missing, workers, stack, backend):
+    for finished in run_cells(cache, missing, workers, stack, backend, towers):
         done += finished
         if progress:
             progress(done, len(cells), "cells")

@@ -7,12 +7,14 @@ failed are dropped. Embeddings are normalised to unit length here, once; their l
 
 from collections.abc import Mapping
 
+import torch
+
 from spaner import cache as caches
 from spaner.align.methods.task import Task, Texts
 from spaner.align.score.tables import class_texts, query_sets, tested_table
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.joint import companions, modalities_of
-from spaner.align.train.rows import drawn_samples, validation_samples
+from spaner.align.train.rows import drawn_samples, good_rows, validation_samples
 from spaner.errors import CacheError, Mismatch, RecipeError
 
 
@@ -52,6 +54,7 @@ def task(cache: caches.Cache, config: TrainConfig) -> Task:
         encoders=encoders,
         tables={table.name: table.manifest.sha256 for table in read},
         companions={name: rows for name, rows, _ in further},
+        table_rows=torch.from_numpy(good_rows(samples, config.shots, config.draw_seed)),
     )
 
 

@@ -27,6 +27,7 @@ from spaner.extract.encoders.clip_model import build, tokenizer_of
 from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
 from spaner.extract.encoders.packed import Blocks
 from spaner.extract.encoders.text_tower import Marks, PromptTower
+from spaner.extract.encoders.tokens import TokenEncoder
 
 
 def load(
@@ -40,9 +41,10 @@ def load(
     tokenizer: Path | None = None,
     crop_scale: tuple[float, ...] | None = None,
     feature: str = "projected",
+    tokens: int | None = None,
     **_: object,
-) -> "ImageEncoder | TextEncoder":
-    """Load the image or text tower of an open_clip model.
+) -> "ImageEncoder | TextEncoder | TokenEncoder":
+    """Load the image or text tower of an open_clip model, or the blocks of its image tower up to `tokens`.
 
     Raises:
         EncoderError: another modality, or what ``resolve``, ``build`` and ``tokenizer_of`` raise.
@@ -54,7 +56,8 @@ def load(
     source = resolve(model, weights)
     built = build(source, seed)
     if modality == "image":
-        return ImageEncoder(built, source, arithmetic, place, crop_scale, feature)
+        images = ImageEncoder(built, source, arithmetic, place, crop_scale, feature)
+        return images if tokens is None else TokenEncoder(images, tokens)
     return TextEncoder(built, source, arithmetic, place, tokenizer)
 
 

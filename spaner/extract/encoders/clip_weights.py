@@ -295,7 +295,16 @@ def weights_sha256(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def dimension(model: str, feature: str = "") -> int:
+def dimension(model: str, feature: str = "", *, tokens: bool = False) -> int:
     """Width D of a model's rows, from its configuration alone."""
     config = resolve(model, "random").config["model_cfg"]
+    if tokens:
+        return _token_numbers(config["vision_cfg"])
     return int(config["vision_cfg"]["width"] if feature == "pre-projection" else config["embed_dim"])
+
+
+def _token_numbers(vision: dict[str, Any]) -> int:
+    """Numbers of a picture's tokens: the class token and the patches, each as wide as the image tower."""
+    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return ((height // patch) * (width // patch) + 1) * int(vision.get("width", 768))

@@ -10,7 +10,7 @@ Needs blocks of the default kind, batch first, weights frozen. Knows no token, t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 Kept = Float[Tensor, "..."]
 """Keys and values of tokens: (B, P, 2, H, d) of a prefix, (1, n, T, 2, H, d) of a group's own beginnings."""
+
+
+class Touch(Protocol):
+    """What a method does inside the blocks, which are numbered from 0."""
+
+    def enter(self, block: int, x: Float[Tensor, "B P W"]) -> Float[Tensor, "B P W"]:
+        """What goes into a block in the place of `x`: of a text its prefix, of an image all tokens."""
+        ...
+
+    def beside(self, block: int, normed: Float[Tensor, "*N W"]) -> Float[Tensor, "*N W"] | None:
+        """What is added beside the MLP, made of the rows that attention reads; None: nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,21 +83,38 @@ class Blocks(nn.Module):
         past: list[Layer] | None = None,
         *,
         recompute: bool = False,
+        touch: Touch | None = None,
     ) -> tuple[Float[Tensor, "B N D"], list[Kept]]:
         """Embeddings at the last token of every continuation, groups in order; and what every layer keeps of
         the prefix."""
+        layout, rows = _laid_out(prefix, own)
+        return self.finish(rows, layout, 0, past, recompute=recompute, touch=touch)
+
+    def finish(
+        self,
+        rows: Float[Tensor, "R W"],
+        layout: Layout,
+        first: int,
+        past: list[Layer] | None = None,
+        *,
+        recompute: bool = False,
+        touch: Touch | None = None,
+    ) -> tuple[Float[Tensor, "B N D"], list[Kept]]:
+        """The same from the rows that go into block `first`; `past` has an entry for each block left."""
         if recompute:
-            ends, *shared = checkpoint(self._ends, prefix, past, *own, use_reentrant=False)  # pyright: ignore
+            again: Any = checkpoint(self._ends, rows, layout, first, past, touch, use_reentrant=False)
+            ends, *shared = again
         else:
-            ends, *shared = self._ends(prefix, past, *own)
+            ends, *shared = self._ends(rows, layout, first, past, touch)
         return ends, shared
 
-    def _ends(self, prefix: Tensor, past: list[Layer] | None, *own: Tensor) -> tuple[Tensor, ...]:
-        layout, rows = _laid_out(prefix, own)
+    def _ends(
+        self, rows: Tensor, layout: Layout, first: int, past: list[Layer] | None, touch: Touch | None
+    ) -> tuple[Tensor, ...]:
         shared = []
-        for i, block in enumerate(self.layers):
-            last = i == len(self.layers) - 1
-            rows, kept = _through(block, rows, layout, past[i] if past else None, last=last)
+        for i in range(first, len(self.layers)):
+            last, seen = i == len(self.layers) - 1, past[i - first] if past else None
+            rows, kept = _through(self.layers[i], rows, layout, seen, last=last, touch=touch, number=i)
             shared.append(kept.shared)
         rows = self.final(rows)
         if isinstance(self.projection, nn.Linear):
@@ -95,6 +124,15 @@ class Blocks(nn.Module):
         parts = rows.split([b * n for b, n, _ in layout.groups])
         ends = [part.unflatten(0, shape[:2]) for part, shape in zip(parts, layout.groups, strict=True)]
         return torch.cat(ends, 1), *shared
+
+    def begin(
+        self, prefix: Float[Tensor, "B P W"], own: Sequence[Float[Tensor, "B n L W"]], stop: int
+    ) -> tuple[Float[Tensor, "R W"], Layout]:
+        """The rows that go into block `stop`, untouched."""
+        layout, rows = _laid_out(prefix, own)
+        for block in self.layers[:stop]:
+            rows, _ = _through(block, rows, layout, None, last=False)
+        return rows, layout
 
     def keys_and_values(
         self, prefix: Float[Tensor, "B P W"], own: Sequence[Float[Tensor, "B n L W"]]
@@ -115,15 +153,25 @@ def _laid_out(prefix: Tensor, own: Sequence[Tensor]) -> tuple[Layout, Float[Tens
 
 
 def _through(
-    block: Any, rows: Float[Tensor, "R W"], layout: Layout, past: Layer | None, *, last: bool
+    block: Any,
+    rows: Float[Tensor, "R W"],
+    layout: Layout,
+    past: Layer | None,
+    *,
+    last: bool,
+    touch: Touch | None = None,
+    number: int = 0,
 ) -> tuple[Float[Tensor, "R W"], Layer]:
     """One residual block; in the last one only rows of last tokens go on."""
+    if touch is not None:
+        rows = _entered(rows, layout, touch, number)
     normed, attn = block.ln_1(rows), block.attn
     weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, rows.shape[1]
+    asking = normed
     if last:
         ends = layout.ends(rows.device)
-        rows = rows[ends]
-        queries = F.linear(normed[ends], weight[:width], bias[:width])
+        rows, asking = rows[ends], normed[ends]
+        queries = F.linear(asking, weight[:width], bias[:width])
         both = F.linear(normed, weight[width:], bias[width:])
     else:
         queries, both = F.linear(normed, weight, bias).split([width, 2 * width], 1)
@@ -131,7 +179,30 @@ def _through(
     both = both.unflatten(1, (2, attn.num_heads, -1))
     seen, kept = _attention(queries, both, layout, past, last=last)
     rows = rows + block.ls_1(attn.out_proj(seen.flatten(1)))
-    return rows + block.ls_2(block.mlp(block.ln_2(rows))), kept
+    return finished(block, rows, asking, touch, number), kept
+
+
+def _entered(rows: Float[Tensor, "R W"], layout: Layout, touch: Touch, number: int) -> Float[Tensor, "R W"]:
+    """The prefix as the method wants it."""
+    size = layout.sizes[0]
+    if not size:
+        return rows
+    prefix = rows[:size].unflatten(0, layout.prefix)
+    entered = touch.enter(number, prefix)
+    return rows if entered is prefix else torch.cat([entered.flatten(0, 1), rows[size:]])
+
+
+def finished(
+    block: Any,
+    rows: Float[Tensor, "*N W"],
+    normed: Float[Tensor, "*N W"],
+    touch: Touch | None,
+    number: int,
+) -> Float[Tensor, "*N W"]:
+    """The second half of a residual block: the MLP, and what a method adds beside it."""
+    after = rows + block.ls_2(block.mlp(block.ln_2(rows)))
+    added = None if touch is None else touch.beside(number, normed)
+    return after if added is None else after + added
 
 
 def _attention(

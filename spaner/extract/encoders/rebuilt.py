@@ -10,6 +10,7 @@ from spaner.cache.manifest import EncoderSpec
 from spaner.errors import EncoderError, Mismatch
 from spaner.extract.encoders import encoder as encoders
 from spaner.extract.encoders.encoder import Encoder
+from spaner.extract.encoders.tokens import block_of
 
 
 def rebuild(
@@ -67,9 +68,8 @@ def rebuild(
 def _own_options(spec: EncoderSpec) -> dict[str, Any]:
     """What only some encoders are told, such as ``--audio-seconds``, read back from the spec."""
     if spec.modality == "image":
-        return {
-            name: spec.preprocessing[name] for name in ("crop_scale", "feature") if name in spec.preprocessing
-        }
+        said = {n: spec.preprocessing[n] for n in ("crop_scale", "feature") if n in spec.preprocessing}
+        return said | ({} if block_of(spec) is None else {"tokens": block_of(spec)})
     said = {"audio_mode": spec.mode} if spec.modality == "audio" else {}
     names = ("feature", "seconds", "range") if said else ()
     return said | {f"audio_{name}": spec.preprocessing[name] for name in names if name in spec.preprocessing}

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spaner.errors import EncoderError
-from spaner.extract.encoders.packed import Blocks, Kept, Layer, cut
+from spaner.extract.encoders.packed import Blocks, Kept, Layer, Layout, Touch, cut
 
 POSITIONS = ("end", "middle", "front")
 
@@ -72,6 +72,11 @@ class PromptTower(nn.Module):
     def width(self) -> int:
         """Of a token's vector."""
         return next(self.embedding.parameters()).shape[1]
+
+    @property
+    def depth(self) -> int:
+        """How many blocks a method can reach into; 0: the tower is not causal or its blocks are not plain."""
+        return 0 if self.blocks is None else len(self.blocks.layers)
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Float[Tensor, "*N T W"]:
@@ -215,35 +220,54 @@ class Packed:
             for i, g in enumerate(self.groups)
         ]
 
-    def __call__(self, context: Float[Tensor, "B M W"], *, per_class: bool = False) -> Float[Tensor, "B C D"]:
+    def __call__(
+        self, context: Float[Tensor, "B M W"], *, per_class: bool = False, touch: Touch | None = None
+    ) -> Float[Tensor, "B C D"]:
         """Embeddings, not normalised, of every name in every context; with `per_class`, context i belongs to
-        name i, and B of the result is 1."""
-        contexts = 1 if per_class else len(context)
-        prefix = self.start.expand(contexts, -1, -1)
-        if self.shared is not None:
-            prefix = prefix[:, :0]
-        elif not per_class:
-            prefix = torch.cat([prefix, context[:, : self.before].to(prefix.dtype)], 1)
-        prefix, shared = self.blocks.placed(prefix, 0), self.shared
+        name i, and B of the result is 1. `touch` acts inside the blocks."""
+        contexts, shared = 1 if per_class else len(context), self.shared
+        prefix = self._prefix(context, contexts, per_class=per_class)
         rows = []
         for block in self._blocks(contexts, per_class=per_class):
             own = [self._own(g, context, contexts, per_class=per_class) for g in block]
             past = self._past(shared, block)
-            ends, kept = self.blocks(prefix, own, past, recompute=self.recompute)
+            ends, kept = self.blocks(prefix, own, past, recompute=self.recompute, touch=touch)
             rows.append(ends)
             if shared is None:  # the first block carried the prefix; the others look back at it
                 prefix, shared = prefix[:, :0], kept
         return torch.cat(rows, 1)[:, self.inverse]
 
+    @torch.no_grad()
+    def begun(self, context: Float[Tensor, "1 M W"], block: int) -> "Begun":
+        """Everything up to a block, once, for a context that is not learned."""
+        own = [self._own(g, context, 1, per_class=False) for g in self.groups]
+        rows, layout = self.blocks.begin(self._prefix(context, 1, per_class=False), own, block)
+        return Begun(self, rows, layout, block)
+
+    def _prefix(
+        self, context: Float[Tensor, "B M W"], contexts: int, *, per_class: bool
+    ) -> Float[Tensor, "B P W"]:
+        """What all names share, with positions."""
+        prefix = self.start.expand(contexts, -1, -1)
+        if self.shared is not None:
+            prefix = prefix[:, :0]
+        elif not per_class:
+            prefix = torch.cat([prefix, context[:, : self.before].to(prefix.dtype)], 1)
+        return self.blocks.placed(prefix, 0)
+
     def _blocks(self, contexts: int, *, per_class: bool) -> Iterator[list[Group]]:
         """Groups, cut and put together so that a block has at most `block_rows` rows."""
-        if self.block_rows is None:
-            yield self.groups
-            return
         learned = self.length if per_class else self.length - self.before
-        sizes = [(len(g.classes), contexts * (g.rows + learned)) for g in self.groups]
-        for pieces in cut(sizes, self.block_rows):
+        for pieces in self.pieces([contexts * (g.rows + learned) for g in self.groups]):
             yield [self.groups[i].slice(start, stop) for i, start, stop in pieces]
+
+    def pieces(self, rows: list[int]) -> Iterator[list[tuple[int, int, int]]]:
+        """Blocks of (group, start, stop), where a name of group i has `rows[i]` rows."""
+        if self.block_rows is None:
+            yield [(i, 0, len(g.classes)) for i, g in enumerate(self.groups)]
+            return
+        sizes = [(len(g.classes), each) for g, each in zip(self.groups, rows, strict=True)]
+        yield from cut(sizes, self.block_rows)
 
     def _past(self, shared: list[Kept] | None, block: list[Group]) -> list[Layer] | None:
         if shared is None:
@@ -268,3 +292,30 @@ class Packed:
         ]
         offset = 1 + (0 if per_class else before) + (group.name.shape[1] if group.past else 0)
         return self.blocks.placed(torch.cat([part for part in parts if part is not None], 2), offset)
+
+
+class Begun:
+    """Names whose frozen lower blocks have been run: only the upper ones are left."""
+
+    def __init__(self, prompted: Packed, rows: Float[Tensor, "R W"], layout: Layout, block: int) -> None:
+        self.prompted, self.block = prompted, block
+        prefix, *groups = rows.split(layout.sizes)
+        names = [group.unflatten(0, shape[1:]) for group, shape in zip(groups, layout.groups, strict=True)]
+        self.pieces: list[tuple[Tensor, Layout]] = []
+        for piece in prompted.pieces([shape[2] for shape in layout.groups]):
+            kept = [names[i][start:stop] for i, start, stop in piece]
+            here = Layout(layout.prefix, [(1, each.shape[0], each.shape[1]) for each in kept])
+            self.pieces.append((torch.cat([prefix, *(each.flatten(0, 1) for each in kept)]), here))
+            prefix, layout = prefix[:0], Layout((1, 0), layout.groups)
+
+    def __call__(self, touch: Touch | None = None) -> Float[Tensor, "C D"]:
+        """Embeddings of all names, not normalised."""
+        blocks, recompute = self.prompted.blocks, self.prompted.recompute
+        shared, found = None, []
+        for rows, layout in self.pieces:
+            own: list[Any] = [None] * len(layout.groups)
+            past = None if shared is None else [Layer(kept, own) for kept in shared]
+            ends, kept = blocks.finish(rows, layout, self.block, past, recompute=recompute, touch=touch)
+            shared = kept if shared is None else shared
+            found.append(ends[0])
+        return torch.cat(found)[self.prompted.inverse]
