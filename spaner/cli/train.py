@@ -71,7 +71,7 @@ def train_and_save(
     cache: Path,
     config: TrainConfig,
     out: Path | None = None,
-    towers: tuple[Any, ...] = (),
+    towers: tuple[str | None, str | None, str | None, Path | None] = (None, None, None, None),
 ) -> tuple[Any, Path]:
     """`train.fit.train` with a bar, what the method needs beside the cache, and the losses drawn."""
     from spaner.align.train.fit import train as train_
