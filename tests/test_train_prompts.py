@@ -126,7 +126,7 @@ def test_a_tower_method_stands_in_a_comparison(few: Path, tmp_path: Path) -> Non
     rows = {row["method"]: row for row in found.rows}
     assert rows["coop"]["failed"] == 0
     assert rows["coop"]["cosine"] is not None
-    assert rows["coop"]["parameters"].mean > 0
+    assert rows["coop"]["parameters"].value > 0
 
 
 def test_a_tower_method_stands_beside_its_published_row(few: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
     "versions": dict,
     "class_names": list,
-    "metrics": dict,
+    "metrics": (dict, type(None)),
 }
 
 
