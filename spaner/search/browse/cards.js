@@ -86,7 +86,8 @@ function card(hit, choose) {
   node.querySelector(".label").textContent = shown(hit.class);
   node.querySelector(".score").textContent = hit.score === null ? "" : hit.score.toFixed(3);
   const place = node.querySelector(".place");
-  place.textContent = hit.modality === "text" ? "text" : name;
+  const end = name.length > 24 ? `…${name.slice(-22)}` : name; // the end of a path says more than its beginning
+  place.textContent = hit.modality === "text" ? "text" : end;
   place.title = name;
   return node;
 }
