@@ -105,7 +105,10 @@ class Hdf5Store:
         """What to raise instead of whatever h5py stumbled on, which has no common base."""
         if not self._file:
             return CacheError(f"{self.path} is closed; read from it before closing the cache")
-        return Corrupt(f"{self.path} is damaged in {what}: {_first_line(error)}")
+        return Corrupt(
+            f"{self.path} is damaged in {what}: {_first_line(error)}; copy it again, or delete it and run "
+            "the same `spaner extract` again, which starts anew"
+        )
 
 
 class _Sink:

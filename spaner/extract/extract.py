@@ -72,7 +72,8 @@ def extract(
         # every tower, tokenizer and string before the first image: what is missing shows at once
         modalities = list(dict.fromkeys(table.modality for table in tables))
         towers = {modality: load(config, dataset, modality) for modality in modalities}
-        notes = _cut_texts(dataset, tables, towers)
+        notes = list(dict.fromkeys(note for each in towers.values() if (note := getattr(each, "note", ""))))
+        notes += _cut_texts(dataset, tables, towers)
         for modality in modalities:
             run = Extraction(config, dataset, towers.pop(modality), progress or no_progress)
             with caches.create(path, dataset.name, dataset.class_names) as cache:

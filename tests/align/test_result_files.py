@@ -93,7 +93,7 @@ def test_what_is_written_is_on_the_disk_before_its_name(tmp_path: Path, name: st
         ({"widths": {"image": "wide"}}, "widths are .*; expected whole numbers"),
         ({"widths": [24]}, "widths is list; expected dict"),
         ({"class_names": "ab"}, "class_names is str; expected list"),
-        ({"metrics": 3}, "metrics is int; expected dict"),
+        ({"metrics": 3}, "metrics is int; expected dict or NoneType"),
         ({"encoders": None}, "encoders is NoneType; expected dict"),
         ({"config": {"prompt_length": 10**9}}, "prompt_length is 1,000,000,000; expected what fits"),
     ],

@@ -136,3 +136,9 @@ def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_names_the_published_ones(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"ESRNXFBSP\.pt, ESResNeXtFBSP_AudioSet\.pt.*--pretrained random"):
         load_esresnext(tmp_path / "ESRNXFBSP.pt")
+
+
+def test_half_precision_is_widened(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "half.pt")
+    model = load_esresnext(tmp_path / "half.pt")
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}

@@ -17,6 +17,7 @@ from torch import nn
 from spaner.errors import EncoderError
 from spaner.extract.encoders import clip
 from spaner.extract.encoders.checkpoint import from_openai, read_state
+from spaner.extract.encoders.clip_model import tokenizer_sha256
 from spaner.extract.encoders.clip_weights import resolve, weights_sha256
 from tests.extract.conftest import TINY
 
@@ -181,3 +182,23 @@ def test_texts_that_are_cut_are_known(tiny_model: Path) -> None:
         True,
     ]
     assert isinstance(encoder.tokenize, open_clip.SimpleTokenizer)
+
+
+def test_a_plain_file_that_may_be_openais_is_not_run_without_a_word(tmp_path: Path) -> None:
+    plain = {"visual.conv1.weight": torch.zeros(2, 3, 4, 4), "visual.ln_pre.weight": torch.zeros(2)}
+    torch.save(plain, tmp_path / "w.pt")
+    source = resolve("ViT-B-32", str(tmp_path / "w.pt"))
+    assert "nothing in it says whether it was trained with GELU" in source.note
+    assert source.note.endswith("type `--model ViT-B-32-quickgelu`")
+    assert resolve("ViT-B-32-quickgelu", str(tmp_path / "w.pt")).note == ""
+    assert resolve("ViT-B-32", "random").note == ""
+    assert resolve("coca_ViT-B-32", str(tmp_path / "w.pt")).note == ""
+
+
+def test_the_files_of_a_tokenizer_folder_are_part_of_the_identity(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    before = tokenizer_sha256(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert tokenizer_sha256(tmp_path) == before
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    assert tokenizer_sha256(tmp_path) != before

@@ -23,7 +23,7 @@ from spaner.cache.manifest import EncoderSpec
 from spaner.device import DTYPES, device_of, encoder_precision
 from spaner.errors import EncoderError
 from spaner.extract.datasets.images import random_crop, resized_crop
-from spaner.extract.encoders.clip_model import build, tokenizer_of
+from spaner.extract.encoders.clip_model import build, tokenizer_of, tokenizer_sha256
 from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
 from spaner.extract.encoders.packed import Blocks
 from spaner.extract.encoders.text_tower import Marks, PromptTower
@@ -80,6 +80,7 @@ class ImageEncoder:
         self.crop_scale = _checked(crop_scale)
         described = _describe(cfg) | ({"crop_scale": list(crop_scale)} if crop_scale else {})
         self.spec = _spec(model, source, "image", precision, described)
+        self.note = source.note
         if feature == "pre-projection":
             self.spec = _without_projection(model, self.spec)
         self.device, self.dtype = device, DTYPES[precision]
@@ -162,7 +163,9 @@ class TextEncoder:
         self.tokenize: Any = tokenizer_of(source, tokenizer)
         self.length = int(getattr(self.tokenize, "context_length", 0) or 77)
         how = {"tokenizer": type(self.tokenize).__name__, "context_length": self.length}
+        how |= {"tokenizer_sha256": tokenizer_sha256(tokenizer)} if tokenizer else {}
         self.spec = _spec(model, source, "text", precision, how)
+        self.note = source.note
         self.device = device
         if hasattr(model, "visual"):
             del model.visual

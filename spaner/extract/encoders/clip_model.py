@@ -5,6 +5,7 @@ refused, not interpolated, since they give other rows under the same name. Finds
 and encodes nothing (``clip``).
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ POSITIONS = {
     "positional_embedding": "context_length in text_cfg",
     "text.positional_embedding": "context_length in text_cfg",
 }
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 
 
 def build(source: Source, seed: int = 0) -> nn.Module:
@@ -147,3 +150,13 @@ def tokenizer_of(source: Source, folder: Path | None = None) -> Callable[..., Te
             f"network, type `hf download {named or 'ORG/NAME'} --include '*token*' '*.model' 'config.json' "
             "--local-dir FOLDER`, bring FOLDER here and type `--tokenizer FOLDER`"
         ) from error
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a tokenizer folder's files, weights aside: other files are another
+    tokenizer, whose rows must not mix with these."""
+    state = hashlib.sha256()
+    for file in sorted(folder.expanduser().iterdir()):
+        if file.is_file() and file.name[0] != "." and file.suffix not in WEIGHTS:
+            state.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return state.hexdigest()

@@ -51,6 +51,7 @@ class Source:
         config: ``{"model_cfg": …, "preprocess_cfg": …}``, the layout of an ``open_clip_config.json``.
         tokenizer: what ``open_clip.get_tokenizer`` takes; None: read ``config``.
         checkpoint: file with the weights; None: random ones.
+        note: what to tell the user of a choice that the file does not decide; "" where it does.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Source:
     config: dict[str, Any]
     tokenizer: str | None
     checkpoint: Path | None
+    note: str = ""
 
 
 def resolve(model: str, pretrained: str) -> Source:
@@ -87,7 +89,7 @@ def _built_in(model: str, pretrained: str) -> Source:
             f"local-dir:PATH or a config JSON file"
         )
     tag, _, file = pretrained.partition("=")
-    about = open_clip.get_pretrained_cfg(model, tag)
+    about = about_tag = open_clip.get_pretrained_cfg(model, tag)
     if about:
         checkpoint = _existing(file) if file else _fetch(model, tag, about)
         quick = bool(about.get("quick_gelu")) or bool(config.get("quick_gelu"))
@@ -99,8 +101,21 @@ def _built_in(model: str, pretrained: str) -> Source:
     config |= {"quick_gelu": True} if quick else {}
     name = model.removesuffix(QUICK) + (QUICK if quick else "")
     preprocess = {key: about[key] for key in PREPROCESS if key in about}
-    return Source(
-        f"open_clip/{name}", label, {"model_cfg": config, "preprocess_cfg": preprocess}, model, checkpoint
+    whole = {"model_cfg": config, "preprocess_cfg": preprocess}
+    note = "" if about_tag or quick else _undecided(model, checkpoint)
+    return Source(f"open_clip/{name}", label, whole, model, checkpoint, note)
+
+
+def _undecided(model: str, checkpoint: Path | None) -> str:
+    """What to say of a plain file for a model whose tags have weights of either activation."""
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if checkpoint is None or not any(
+        (open_clip.get_pretrained_cfg(model, tag) or {}).get("quick_gelu") for tag in tags
+    ):
+        return ""
+    return (
+        f"{checkpoint.name}: nothing in it says whether it was trained with GELU or, as OpenAI's, with "
+        f"QuickGELU; GELU is taken; if it comes from OpenAI's, type `--model {model}{QUICK}`"
     )
 
 
