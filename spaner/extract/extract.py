@@ -72,8 +72,7 @@ def extract(
         # every tower, tokenizer and string before the first image: what is missing shows at once
         modalities = list(dict.fromkeys(table.modality for table in tables))
         towers = {modality: load(config, dataset, modality) for modality in modalities}
-        notes = list(dict.fromkeys(note for each in towers.values() if (note := getattr(each, "note", ""))))
-        notes += _cut_texts(dataset, tables, towers)
+        notes = _notes(dataset, tables, towers)
         for modality in modalities:
             run = Extraction(config, dataset, towers.pop(modality), progress or no_progress)
             with caches.create(path, dataset.name, dataset.class_names) as cache:
@@ -105,10 +104,13 @@ def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> Extra
     )
 
 
-def _cut_texts(dataset: Dataset, tables: list[TablePlan], towers: dict[str, Encoder]) -> list[str]:
+def _notes(dataset: Dataset, tables: list[TablePlan], towers: dict[str, Encoder]) -> list[str]:
+    """What is to be said of the encoders and of the texts that they cut, before any row is made."""
+    told = list(dict.fromkeys(note for each in towers.values() if (note := getattr(each, "note", ""))))
     plans = [table for table in tables if table.modality == "text"]
     names = dataset.class_names
-    return [note for plan in plans for note in texts.check_cut(towers["text"], names, plan.views, plan.name)]
+    cut = [texts.check_cut(towers["text"], names, plan.views, plan.name) for plan in plans]
+    return told + [note for notes in cut for note in notes]
 
 
 def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
