@@ -40,19 +40,19 @@ def steps(count: int, batch: int, dim: int) -> Iterator[None]:
     x = {name: torch.nn.functional.normalize(torch.randn(batch, dim), dim=1) for name in names}
     labels, precision = torch.arange(batch), precision_of("float32", CPU)
     while True:
-        loop._step(model, optimizer, 1e-3, x, labels, precision)
+        loop.update(model, optimizer, 1e-3, x, labels, precision)
         yield
 
 
 @contextmanager
 def apart() -> Iterator[None]:
     """Every aligner and every pair on its own: what there was before they were joined."""
-    kept = spaner.TOGETHER, losses._pairs_in_blocks
-    spaner.TOGETHER, losses._pairs_in_blocks = 0, one_by_one
+    kept = spaner.TOGETHER, losses.pairs_in_blocks
+    spaner.TOGETHER, losses.pairs_in_blocks = 0, one_by_one
     try:
         yield
     finally:
-        spaner.TOGETHER, losses._pairs_in_blocks = kept
+        spaner.TOGETHER, losses.pairs_in_blocks = kept
 
 
 def one_by_one(vectors: Any, logit_scale: Any, present: Any) -> torch.Tensor:

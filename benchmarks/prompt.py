@@ -92,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     count, tower = (1000, tower_of(FULL)) if options.full else (60, tower_of(SMALL))
     names = names_of(count)
-    texts = [tower._split(name, 4) for name in names]
+    texts = [tower.pieces(name, 4) for name in names]
     blocks = [texts[i : i + BLOCK] for i in range(0, count, BLOCK)]
     context = torch.nn.Parameter(tower.context_of("a photo of a"))
     ways = {

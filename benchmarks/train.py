@@ -64,8 +64,8 @@ def shared_steps(task: Task, length: int, precision: str) -> Iterator[None]:
         order, texts = torch.randperm(len(data.x), generator=generator), data.partners(generator)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            batch = {"image": loop._gather(data.x, rows), "text": loop._gather(data.pool, texts[rows])}
-            loop._step(model, optimizer, 1e-3, batch, data.labels[rows], arithmetic)
+            batch = {"image": loop.gather(data.x, rows), "text": loop.gather(data.pool, texts[rows])}
+            loop.update(model, optimizer, 1e-3, batch, data.labels[rows], arithmetic)
             yield
 
 

@@ -35,7 +35,8 @@ def option(
     Args:
         help: one line; shown by `--help` and in the documentation.
         low, high: inclusive limits of a number.
-        axis: option of `spaner sweep` that takes a list of values; default the name and an s; None: no axis.
+        axis: option of `spaner sweep` that takes a list of values; default the plural of the name, which of
+            "shots" is "shots"; None: no axis.
         grid: values that `--select val` chooses from.
         when: (setting, values): the grid is searched only where that setting has one of the values.
         start: what stands where the grid is open and validation finds nothing better; default the default.
@@ -51,7 +52,7 @@ def axes(*kinds: type) -> dict[str, str]:
     found = {}
     for each in (f for kind in kinds for f in dataclasses.fields(kind)):
         if (axis := each.metadata.get("axis")) is not None:
-            found[axis or f"{each.name}s"] = each.name
+            found[axis or each.name.removesuffix("s") + "s"] = each.name
     return found
 
 

@@ -99,6 +99,12 @@ def test_train_prints_spaner_beside_zero_shot_and_writes_the_run(cli: Cli, toy_c
     assert names == {"config.json", "loss.csv", "loss.png", "model.safetensors", "result.json"}
 
 
+def test_a_list_is_for_sweeps_alone(cli: Cli, toy_cache: Path) -> None:
+    done = cli("train", "--cache", toy_cache, "--shots", "1,2")
+    assert done.status == 1
+    assert "error: --shots: found '1,2', expected int; type for example `--shots 2`" in done.err
+
+
 def test_train_json_is_only_json(cli: Cli, toy_cache: Path) -> None:
     done = cli("train", "--cache", toy_cache, "--epochs", 1, "--json")
     result = json.loads(done.out)

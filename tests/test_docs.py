@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,13 @@ def test_the_demo_shows_spaner_above_the_frozen_encoder(cli: Callable[..., Outco
         ours, frozen = result["metrics"]["semantic"], result["metrics"]["zero_shot"]["semantic"]
         assert ours["accuracy"] > frozen["accuracy"]
         assert ours["positive_cosine"] > frozen["positive_cosine"]
+
+
+def test_the_tables_of_settings_are_those_of_the_code() -> None:
+    script = SourceFileLoader("settings_script", str(ROOT / "scripts" / "settings")).load_module()
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert script.written(page) == page, "type `uv run scripts/settings`"
+    assert "`--prompt-lengths`" in page
 
 
 def test_no_download_address_or_lock_file_is_committed() -> None:

@@ -65,7 +65,8 @@ class MethodCommand(TyperCommand):
     def invoke(self, ctx: typer.Context) -> Any:
         """Hand the method's settings over beside the command's own parameters: `typed_settings(ctx)`."""
         typed = {name: ctx.params.pop(name) for name in list(ctx.params) if name not in self.own}
-        ctx.obj = Typed({name: text for name, text in typed.items() if text is not None}, self.methods)
+        typed = {name: text for name, text in typed.items() if text is not None}
+        ctx.obj = Typed(typed, self.methods, self.lists)
         return super().invoke(ctx)
 
     def _options(self) -> Iterator[inspect.Parameter]:
@@ -86,6 +87,7 @@ class Typed:
 
     options: dict[str, str]
     methods: list[str]
+    lists: bool
 
 
 class SweepCommand(MethodCommand):
@@ -114,7 +116,7 @@ def _typed(args: Sequence[str], option: str) -> str | None:
 
 def _option(field: dataclasses.Field, hint: Any, panel: str) -> inspect.Parameter:
     text = _with_default(field.metadata.get("help", ""), field.default)
-    return _text_parameter(field.name, text, _metavar(hint), panel)
+    return _text_parameter(field.name, text, metavar(hint), panel)
 
 
 def _list_option(axis: str, field: str) -> inspect.Parameter:
@@ -151,7 +153,7 @@ def typed_settings(typed: Typed) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     names = axes(*(kind for method in typed.methods for kind in parts_of(method)))
     settings, lists = {}, {}
     for option, text in typed.options.items():
-        if option in hints and not (option in names and "," in text):
+        if option in hints and not (typed.lists and option in names and "," in text):
             settings[option] = parse(hints[option], text, flag(option))
         else:
             values = [part.strip() for part in text.split(",") if part.strip()]
@@ -175,7 +177,7 @@ def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
         declaration,
         help=_with_default(field.metadata.get("help", ""), default),
         show_default=False,
-        metavar=None if is_flag else _metavar(hint),
+        metavar=None if is_flag else metavar(hint),
     )
     kind = bool if is_flag else str
     annotation = Annotated[kind | None, option]
@@ -191,7 +193,7 @@ def _with_default(text: str, default: Any) -> str:
     return f"{text} (default: {words or shown})"
 
 
-def _metavar(hint: Any) -> str:
+def metavar(hint: Any) -> str:
     """What the help prints for the value: the choices of a Literal, else the type."""
     kinds = _alternatives(hint)
     words = []
@@ -201,7 +203,7 @@ def _metavar(hint: Any) -> str:
         elif get_origin(kind) is tuple:
             words.append(f"{get_args(kind)[0].__name__},…")
         else:
-            words.append({int: "int", float: "float", Path: "path"}.get(kind, "text"))
+            words.append({int: "int", float: "float", Path: "path", bool: "yes|no"}.get(kind, "text"))
     return "|".join(dict.fromkeys(words))
 
 
@@ -231,7 +233,7 @@ def parse(hint: Any, value: Any, option: str) -> Any:
         except ValueError:
             continue
     example = f"{option} {_example(hint)}"
-    raise RecipeError(f"{option}: found {value!r}, expected {_metavar(hint)}; type for example `{example}`")
+    raise RecipeError(f"{option}: found {value!r}, expected {metavar(hint)}; type for example `{example}`")
 
 
 def _as(kind: Any, text: str) -> Any:

@@ -109,9 +109,7 @@ def opened(split: Split, encoder: Encoder, views: int, seed: int) -> Callable[[i
             return torch.stack([encoder.prepare(payload, view, key, seed) for view in range(views)])
         except SpanerError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever a broken file makes its decoder raise is that row's failure only
+        except Exception as error:  # whatever a decoder raises is the failure of that row only
             return (str(error).splitlines() or [type(error).__name__])[0]
 
     return load

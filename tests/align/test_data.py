@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from spaner import cache as caches
+from spaner.align.score.tables import opened_cache
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.task import task
-from spaner.errors import CacheError, Corrupt, Mismatch, RecipeError
+from spaner.errors import CacheError, Corrupt, Mismatch, RecipeError, RunError
 
 NAMES = [f"class {i}" for i in range(clip_like.CLASSES)]
 
@@ -178,3 +179,18 @@ def test_encoder_without_a_scale(tmp_path):
         ):
             task(opened, TrainConfig())
         assert task(opened, TrainConfig(logit_scale=40)).logit_scale == 40.0
+
+
+def test_who_opens_a_cache_closes_it(tmp_path, monkeypatch):
+    clip_like.build(tmp_path / "cache", per_class=3)
+    closed = []
+    monkeypatch.setattr(caches.Cache, "close", lambda self: closed.append(self))
+    with opened_cache(tmp_path / "cache") as opened:
+        assert not closed
+    assert closed == [opened], "one given by its path is closed"
+    with opened_cache(opened) as same:
+        assert same is opened
+    assert closed == [opened], "an opened one stays its owner's"
+    with pytest.raises(RunError), opened_cache(tmp_path / "cache"):
+        raise RunError("something else")
+    assert len(closed) == 2

@@ -157,13 +157,13 @@ def test_a_short_last_batch_is_trained_on(run, path, tmp_path, monkeypatch, per_
     """ESC-27 at one shot has 27 clips and batches of 32."""
     clip_like.build(tmp_path / "cache", per_class=7)
     add_newcomer(tmp_path / "cache", per_class=per_class, classes=classes)
-    steps, real = [], loop._step
+    steps, real = [], loop.update
 
     def spy(model, optimizer, rate, batch, *rest):
         steps.append({len(side) for side in batch.values()})
         return real(model, optimizer, rate, batch, *rest)
 
-    monkeypatch.setattr(loop, "_step", spy)
+    monkeypatch.setattr(loop, "update", spy)
     extend(run, tmp_path / "cache", **FAST)
     assert steps == [{size} for size in sizes] * FAST["epochs"]
 

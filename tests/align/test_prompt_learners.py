@@ -64,7 +64,7 @@ def test_a_random_start_is_small_and_seeded(tower: PromptTower) -> None:
 
 
 def padded(tower: PromptTower, length: int, position: str = "end") -> Padded:
-    return Padded(tower, [tower._split(name, length) for name in NAMES], length, position)
+    return Padded(tower, [tower.pieces(name, length) for name in NAMES], length, position)
 
 
 @pytest.mark.parametrize(("position", "classes"), [("end", None), ("middle", None), ("front", 5), ("end", 5)])

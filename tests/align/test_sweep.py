@@ -73,7 +73,7 @@ def test_recipe_is_an_axis_and_the_grid_wins_over_the_base(cache):
     [
         ({"colour": [1]}, r"unknown setting 'colour' for method spaner"),
         ({"seed": []}, r"the list for seed is empty; give at least one value"),
-        ({"prompt_length": [2, 0]}, r"prompt_length is 0; expected .* use prompt_length=1"),
+        ({"prompt_length": [2, -1]}, r"prompt_length is -1; expected .* use prompt_length=0"),
     ],
 )
 def test_a_grid_without_meaning_is_refused_before_anything_is_trained(cache, tmp_path, grid, said):
@@ -329,7 +329,7 @@ def test_a_cell_too_large_for_the_memory_fails_and_says_what_to_lower(cache, tmp
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "_step", full)
+    monkeypatch.setattr(loop, "update", full)
     (result,) = sweep(cache, {"seed": [1]}, BASE, tmp_path, workers=1)
     assert result["status"] == "failed"
     assert "the memory of cpu is full; lower batch_size" in result["reason"]

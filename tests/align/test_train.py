@@ -181,8 +181,8 @@ def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypa
         seen.append((batch["image"], batch["text"], labels))
         return step(model, optimizer, rate, batch, labels, precision)
 
-    step = loop._step
-    monkeypatch.setattr(loop, "_step", watch)
+    step = loop.update
+    monkeypatch.setattr(loop, "update", watch)
     fit(cache, **changed({"epochs": 1}))
     task = load(cache, TrainConfig())
     x, text, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))

@@ -134,7 +134,7 @@ def optimise(
     precision = precision_of(settings.precision, device, numbers)
 
     def step(fraction: float, batch: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        return _step(model, optimizer, settings.lr * fraction, batch, labels, precision)
+        return update(model, optimizer, settings.lr * fraction, batch, labels, precision)
 
     history = []
     with threads(numbers, device):
@@ -196,22 +196,21 @@ def _passes(
         for start, stop in bounds:
             fraction = next(fractions)
             rows, columns, labels, *further = index[..., start:stop].unbind(-2)
-            batch = {pairs.modality: _gather(x, rows), pairs.partner: _gather(pool, columns)}
+            batch = {pairs.modality: gather(x, rows), pairs.partner: gather(pool, columns)}
             batch |= {
-                name: _gather(own, places)
-                for (name, own), places in zip(others.items(), further, strict=True)
+                name: gather(own, places) for (name, own), places in zip(others.items(), further, strict=True)
             }
             for name, value in step(fraction, batch, labels).items():
                 sums[name] = sums.get(name, 0) + value.detach() * (stop - start)
         yield {name: total / len(x) for name, total in sums.items()}, fraction
 
 
-def _gather(x: Float[Tensor, "M D"], rows: Int[Tensor, "*K B"]) -> Float[Tensor, "*K B D"]:
+def gather(x: Float[Tensor, "M D"], rows: Int[Tensor, "*K B"]) -> Float[Tensor, "*K B D"]:
     """`x[rows]`, four times as fast on a CPU."""
     return x.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
-def _step(
+def update(
     model: Any,
     optimizer: torch.optim.Optimizer,
     rate: float,

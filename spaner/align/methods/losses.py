@@ -76,7 +76,7 @@ def pairs(
         options: `direction` and `labels` of `contrastive`.
     """
     if len(vectors) > 2 and options.get("labels") is None and options.get("direction", "both") == "both":
-        return _pairs_in_blocks(vectors, logit_scale, present)
+        return pairs_in_blocks(vectors, logit_scale, present)
     unit = [F.normalize(each, dim=1) for each in vectors]  # once, not once a pair
     scaled = [logit_scale * each for each in unit[:-1]]
     both = [None if present is None else present[i] & present[j] for i, j in modality_pairs(len(vectors))]
@@ -91,7 +91,7 @@ def pairs(
     return total / counted.clamp(min=1)
 
 
-def _pairs_in_blocks(
+def pairs_in_blocks(
     vectors: Sequence[Float[Tensor, "B E"]],
     logit_scale: float | Float[Tensor, ""],
     present: Bool[Tensor, "M B"] | None,

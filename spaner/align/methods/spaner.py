@@ -11,8 +11,8 @@ file.
 Where the paper contradicts itself or is silent, the default is what measured best, and the other reading is
 an option:
 
-    what x attends to      [x; S] (eq. 1)                 attend="prompt": S alone ("each x attends only to
-    S") pooled tokens          [x'; S'] (Algorithm 2)         pool="input": [x; S] (eq. 3 as printed)
+    what x attends to      [x; S] (eq. 1)                 attend="prompt": S alone, as the text says
+    pooled tokens          [x'; S'] (Algorithm 2)         pool="input": [x; S] (eq. 3 as printed)
     projection input       x' + x (eq. 2)                 project="input": x (Algorithm 2 as printed)
     targets                diagonal (Algorithm 1)         targets="class": all pairs of a class
     loss direction         mean of both                   direction="image" or "text": who asks

@@ -44,7 +44,6 @@ ARTIFACTS = {
     "fig7": "spaner.align.paper.image_text:templates_and_widths",
     "fig8": "spaner.align.paper.image_text:confusion",
 }
-AUDIO = ("table3", "table5", "table6", "fig5")
 RECIPES = ("paper", "anchored")
 
 #: Settings besides the recipe's. 539 scans in two views are 1,078 pairs: batches of 64 stand for the paper's

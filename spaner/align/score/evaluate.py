@@ -70,25 +70,27 @@ def evaluate(
         CacheError: a table is missing.
         DatasetError: no rows, one class only, NaN.
     """
-    opened = opened_cache(cache)
-    name = tested_table(opened, split)
-    for needed in (name, *asking(opened).values()):
-        run.check(opened.table(needed).manifest)
-    found = matches(run, opened, name)
-    result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
-    if getattr(run, "has_prior", False):
-        alone = matches(run, opened, name, prior=False)
-        result["without_prior"] = {kind: metrics.summary(match)["accuracy"] for kind, match in alone.items()}
-    return result
+    with opened_cache(cache) as opened:
+        name = tested_table(opened, split)
+        for needed in (name, *asking(opened).values()):
+            run.check(opened.table(needed).manifest)
+        found = matches(run, opened, name)
+        result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
+        if getattr(run, "has_prior", False):
+            alone = matches(run, opened, name, prior=False)
+            result["without_prior"] = {
+                kind: metrics.summary(match)["accuracy"] for kind, match in alone.items()
+            }
+        return result
 
 
 def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any] | None:
     """The frozen encoder's own result; None where the widths differ and there is no space to share."""
-    opened = opened_cache(cache)
-    name = tested_table(opened, split)
-    if len({opened.table(needed).dim for needed in (name, *asking(opened).values())}) > 1:
-        return None
-    return _result(matches(Frozen(), opened, name), opened, name)
+    with opened_cache(cache) as opened:
+        name = tested_table(opened, split)
+        if len({opened.table(needed).dim for needed in (name, *asking(opened).values())}) > 1:
+            return None
+        return _result(matches(Frozen(), opened, name), opened, name)
 
 
 def matches(run: Any, cache: caches.Cache, name: str, *, prior: bool = True) -> dict[str, metrics.Match]:
@@ -173,14 +175,14 @@ def evaluate_pair(run: Any, cache: caches.Cache | str | Path, query: str, target
     Returns:
         `retrieval.retrieval`'s numbers, and the names of the two tables.
     """
-    opened = opened_cache(cache)
-    sides = []
-    for name in (query, target):
-        run.check(opened.table(name).manifest)
-        sides.append(embedded(run, opened, name))
-    (queries, query_labels), (targets, target_labels) = sides
-    scores = retrieval.retrieval(queries, targets, query_labels, target_labels)
-    return {"query": query, "target": target, **scores}
+    with opened_cache(cache) as opened:
+        sides = []
+        for name in (query, target):
+            run.check(opened.table(name).manifest)
+            sides.append(embedded(run, opened, name))
+        (queries, query_labels), (targets, target_labels) = sides
+        scores = retrieval.retrieval(queries, targets, query_labels, target_labels)
+        return {"query": query, "target": target, **scores}
 
 
 def evaluate_modalities(
@@ -193,12 +195,12 @@ def evaluate_modalities(
     Args:
         trained: pairs of modalities that a loss compared.
     """
-    opened = opened_cache(cache)
-    asked = {name: f"{name}/test" for name in run.widths} | {"text": asking(opened)["semantic"]}
-    tables = {name: table for name, table in asked.items() if name in run.widths and opened.has(table)}
-    for table in tables.values():
-        run.check(opened.table(table).manifest)
-    return pairs.ordered_pairs({n: embedded(run, opened, table) for n, table in tables.items()}, trained)
+    with opened_cache(cache) as opened:
+        asked = {name: f"{name}/test" for name in run.widths} | {"text": asking(opened)["semantic"]}
+        tables = {name: table for name, table in asked.items() if name in run.widths and opened.has(table)}
+        for table in tables.values():
+            run.check(opened.table(table).manifest)
+        return pairs.ordered_pairs({n: embedded(run, opened, table) for n, table in tables.items()}, trained)
 
 
 def embedded(

@@ -85,15 +85,15 @@ def coherence_of(
     Raises:
         DatasetError: fewer than two modalities with test rows, or two classes.
     """
-    opened = opened_cache(cache)
-    sides = sides_of(space, opened, modalities, tested)
-    classes = len(opened.class_names)
-    found = [
-        {"a": a, "b": b, **_pair(sides[a], sides[b], classes, transfer=transfer)}
-        for a, b in combinations(sides, 2)
-    ]
-    clusters = coherence.clusters([(side.x, side.labels) for side in sides.values()])
-    return {"clusters": clusters, "pairs": found}
+    with opened_cache(cache) as opened:
+        sides = sides_of(space, opened, modalities, tested)
+        classes = len(opened.class_names)
+        found = [
+            {"a": a, "b": b, **_pair(sides[a], sides[b], classes, transfer=transfer)}
+            for a, b in combinations(sides, 2)
+        ]
+        clusters = coherence.clusters([(side.x, side.labels) for side in sides.values()])
+        return {"clusters": clusters, "pairs": found}
 
 
 def _pair(a: Side, b: Side, classes: int, *, transfer: bool) -> dict[str, Any]:
@@ -132,23 +132,23 @@ def joint_of(
         modality counting the same) and `weighted` (the class weighs them); None where fewer than two take
         part or there is no text to ask with.
     """
-    opened = opened_cache(cache)
-    if "text" not in modalities:
-        return None
-    sides = sides_of(space, opened, [name for name in modalities if name != "text"], tested)
-    first = next(iter(sides.values()), None)
-    if first is None:
-        return None
-    together = {name: rows for name, side in sides.items() if (rows := _rows_of(side, first)) is not None}
-    if len(together) < 2:
-        return None
-    classes = class_vectors(space, opened, asking(opened)["semantic"])
-    curves = {
-        name: pairs.missing_curve(together, classes, first.labels, temperature=temperature, seed=seed)
-        for name, temperature in (("curve", None), ("weighted", TEMPERATURE))
-    }
-    alone = [name for name in sides if name not in together]
-    return {"modalities": list(together), "alone": alone, "samples": len(first.labels), **curves}
+    with opened_cache(cache) as opened:
+        if "text" not in modalities:
+            return None
+        sides = sides_of(space, opened, [name for name in modalities if name != "text"], tested)
+        first = next(iter(sides.values()), None)
+        if first is None:
+            return None
+        together = {name: rows for name, side in sides.items() if (rows := _rows_of(side, first)) is not None}
+        if len(together) < 2:
+            return None
+        classes = class_vectors(space, opened, asking(opened)["semantic"])
+        curves = {
+            name: pairs.missing_curve(together, classes, first.labels, temperature=temperature, seed=seed)
+            for name, temperature in (("curve", None), ("weighted", TEMPERATURE))
+        }
+        alone = [name for name in sides if name not in together]
+        return {"modalities": list(together), "alone": alone, "samples": len(first.labels), **curves}
 
 
 def _rows_of(side: Side, first: Side) -> Float[np.ndarray, "N E"] | None:

@@ -4,6 +4,8 @@ tested.
 Reads sealed tables; it scores nothing and draws nothing.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +53,15 @@ def tested_table(cache: caches.Cache, split: str | None) -> str:
     return split if "/" in split else f"image/{split}"
 
 
-def opened_cache(cache: caches.Cache | str | Path) -> caches.Cache:
-    """The cache itself, opened where a path was given."""
-    return caches.open(Path(cache)) if isinstance(cache, str | Path) else cache
+@contextmanager
+def opened_cache(cache: caches.Cache | str | Path) -> Iterator[caches.Cache]:
+    """The cache, for the length of a block: one given by its path is opened and closed, an opened one stays
+    its owner's."""
+    if isinstance(cache, str | Path):
+        with caches.open(Path(cache)) as opened:
+            yield opened
+    else:
+        yield cache
 
 
 def class_texts(table: caches.Table, class_names: list[str]) -> Texts:

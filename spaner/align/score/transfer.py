@@ -41,7 +41,12 @@ def transfer(runs: Mapping[str, Any], to: Sequence[caches.Cache | str | Path]) -
             "transfer: found no run or no cache to score on; expected one or more of each; type "
             "`spaner transfer RUN --to CACHE`"
         )
-    return [_one(name, run, opened_cache(cache)) for name, run in runs.items() for cache in to]
+    found = []
+    for name, run in runs.items():
+        for each in to:
+            with opened_cache(each) as cache:
+                found.append(_one(name, run, cache))
+    return found
 
 
 def _one(name: str, run: Any, cache: caches.Cache) -> dict[str, Any]:
@@ -91,6 +96,6 @@ def _gains(
     for kind in KINDS:
         if kind in found and kind in frozen:
             sure = paired_difference(found[kind].credit, frozen[kind].credit)
-            gains[kind] = {"mean": sure.mean, "low": sure.low, "high": sure.high}
+            gains[kind] = {"mean": sure.value, "low": sure.low, "high": sure.high}
     both = own["v_measure"], before["v_measure"]
     return gains | {"v_measure": None if None in both else both[0] - both[1]}

@@ -80,33 +80,33 @@ def ablate_prompt(
     Raises:
         RecipeError: a method without a prompt, no seed, or a setting without meaning.
     """
-    opened = opened_cache(cache)
-    folder = Path(out) if out is not None else Path("ablations") / opened.path.stem
-    settings = dict(base or {})
-    reference = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
-    _check(reference, seeds)
-    found: dict[str, list[dict[str, Any]]] = {}
-    variants = trained_variants(reference, lengths)
-    kept = KeptResults(folder / "cells", opened, modalities_of(reference))
-    work = _Work(opened, kept, len(seeds) * (len(variants) + len(REPLACED)), progress)
-    for name, config in variants.items():
-        found[name] = [work.trained(name, _seeded(config, seed)) for seed in seeds]
-    for place, seed in enumerate(seeds):
-        other = seeds[(place + 1) % len(seeds)] if len(seeds) > 1 else seed + 1
-        for name, cell in work.replaced(_seeded(reference, seed), _seeded(reference, other)).items():
-            found.setdefault(name, []).append(cell)
-    frozen = zero_shot(opened)
-    result = PromptAblation(
-        opened.dataset,
-        reference.title,
-        found[REFERENCE][0]["modalities"],
-        list(seeds),
-        frozen and {kind: frozen[kind]["accuracy"] for kind in ("text", "semantic")},
-        [_row(name, cells, found[REFERENCE]) for name, cells in found.items()],
-    )
-    told = {"check": "prompt", **asdict(result)}
-    files.write_result(folder / "ablation.json", json.dumps(told, indent=2) + "\n")
-    return result
+    with opened_cache(cache) as opened:
+        folder = Path(out) if out is not None else Path("ablations") / opened.path.stem
+        settings = dict(base or {})
+        reference = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
+        _check(reference, seeds)
+        found: dict[str, list[dict[str, Any]]] = {}
+        variants = trained_variants(reference, lengths)
+        kept = KeptResults(folder / "cells", opened, modalities_of(reference))
+        work = _Work(opened, kept, len(seeds) * (len(variants) + len(REPLACED)), progress)
+        for name, config in variants.items():
+            found[name] = [work.trained(name, _seeded(config, seed)) for seed in seeds]
+        for place, seed in enumerate(seeds):
+            other = seeds[(place + 1) % len(seeds)] if len(seeds) > 1 else seed + 1
+            for name, cell in work.replaced(_seeded(reference, seed), _seeded(reference, other)).items():
+                found.setdefault(name, []).append(cell)
+        frozen = zero_shot(opened)
+        result = PromptAblation(
+            opened.dataset,
+            reference.title,
+            found[REFERENCE][0]["modalities"],
+            list(seeds),
+            frozen and {kind: frozen[kind]["accuracy"] for kind in ("text", "semantic")},
+            [_row(name, cells, found[REFERENCE]) for name, cells in found.items()],
+        )
+        told = {"check": "prompt", **asdict(result)}
+        files.write_result(folder / "ablation.json", json.dumps(told, indent=2) + "\n")
+        return result
 
 
 def _check(reference: TrainConfig, seeds: Sequence[int]) -> None:

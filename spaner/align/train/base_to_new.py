@@ -31,17 +31,17 @@ def base_to_new(cache: caches.Cache | str | Path, config: TrainConfig) -> dict[s
     Raises:
         DatasetError: fewer than four classes. What `fit` raises.
     """
-    opened = opened_cache(cache)
-    base, new = halves(opened)
-    table = tested_table(opened, None)
-    run = fit(base, config)
-    known, reason = _accuracies(run, base, table), None
-    try:
-        unknown = _accuracies(run, new, table)
-    except Mismatch as refused:
-        unknown, reason = {}, str(refused)
-    told = {"classes": [len(base.class_names), len(new.class_names)], "reason": reason}
-    return told | _joined(known, unknown) | {"zero_shot": _frozen(opened, base, new, table)}
+    with opened_cache(cache) as opened:
+        base, new = halves(opened)
+        table = tested_table(opened, None)
+        run = fit(base, config)
+        known, reason = _accuracies(run, base, table), None
+        try:
+            unknown = _accuracies(run, new, table)
+        except Mismatch as refused:
+            unknown, reason = {}, str(refused)
+        told = {"classes": [len(base.class_names), len(new.class_names)], "reason": reason}
+        return told | _joined(known, unknown) | {"zero_shot": _frozen(opened, base, new, table)}
 
 
 def harmonic_mean(base: float | None, new: float | None) -> float | None:

@@ -59,27 +59,30 @@ def extend(
         CacheError: a table, or the partners of a class, are missing. Mismatch: another encoder's images.
     """
     config = config or ExtendConfig(**overrides)
-    opened = opened_cache(cache)
-    _check_run(run, config, replace=replace)
-    anchors, table = opened.table(f"{config.anchor}/train"), opened.table(f"{config.modality}/{config.split}")
-    run.check(anchors.manifest)
-    samples = _samples(table, config)
-    pool = drawn_samples(anchors, run.draw["shots"], run.draw["seed"] or 1)
-    device = device_of(config.device)
-    model = run.model.joined(config.modality, samples.x.shape[2], config.seed).to(device)
-    before, started = frozen_sha256(model), time.perf_counter()
-    pairs = _pairs(samples, pool, config, list(opened.class_names))
-    history = optimise(model, pairs, config, device, progress)
-    record = {
-        "config": dataclasses.asdict(config),
-        "draw": samples.draw.to_json(),
-        "pool": pool.draw.to_json(),
-        "tables": {t.name: t.manifest.sha256 for t in (table, anchors)},
-        "frozen_sha256": {"before": before, "after": frozen_sha256(model)},
-        "final": history[-1],
-        "seconds": time.perf_counter() - started,
-    }
-    return _extended(run, model.cpu().eval(), config, table.manifest.encoder, record)
+    with opened_cache(cache) as opened:
+        _check_run(run, config, replace=replace)
+        anchors, table = (
+            opened.table(f"{config.anchor}/train"),
+            opened.table(f"{config.modality}/{config.split}"),
+        )
+        run.check(anchors.manifest)
+        samples = _samples(table, config)
+        pool = drawn_samples(anchors, run.draw["shots"], run.draw["seed"] or 1)
+        device = device_of(config.device)
+        model = run.model.joined(config.modality, samples.x.shape[2], config.seed).to(device)
+        before, started = frozen_sha256(model), time.perf_counter()
+        pairs = _pairs(samples, pool, config, list(opened.class_names))
+        history = optimise(model, pairs, config, device, progress)
+        record = {
+            "config": dataclasses.asdict(config),
+            "draw": samples.draw.to_json(),
+            "pool": pool.draw.to_json(),
+            "tables": {t.name: t.manifest.sha256 for t in (table, anchors)},
+            "frozen_sha256": {"before": before, "after": frozen_sha256(model)},
+            "final": history[-1],
+            "seconds": time.perf_counter() - started,
+        }
+        return _extended(run, model.cpu().eval(), config, table.manifest.encoder, record)
 
 
 def extend_and_check(
@@ -100,20 +103,22 @@ def extend_and_check(
     Raises:
         RunError: the core's hash or one of its metrics changed; nothing is saved.
     """
-    opened = opened_cache(cache)
-    longer = extend(run, opened, config, progress, replace=replace)
-    hashes = longer.extensions[-1]["frozen_sha256"]
-    longer.metrics, longer.cache = evaluate(longer, opened), opened.path
-    if hashes["before"] != hashes["after"] or longer.metrics != evaluate(run, opened):
-        raise RunError(f"{config.modality} changed the trained core; nothing was saved; please report this")
-    longer.save(folder)
-    result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
-    if opened.has(f"{config.modality}/test"):
-        newcomer, anchor = f"{config.modality}/test", f"{config.anchor}/test"
-        result["newcomer"] = evaluate(longer, opened, newcomer)
-        directions = (("text/classname", newcomer), (anchor, newcomer), (newcomer, anchor))
-        result["pairs"] = [evaluate_pair(longer, opened, query, target) for query, target in directions]
-    return result
+    with opened_cache(cache) as opened:
+        longer = extend(run, opened, config, progress, replace=replace)
+        hashes = longer.extensions[-1]["frozen_sha256"]
+        longer.metrics, longer.cache = evaluate(longer, opened), opened.path
+        if hashes["before"] != hashes["after"] or longer.metrics != evaluate(run, opened):
+            raise RunError(
+                f"{config.modality} changed the trained core; nothing was saved; please report this"
+            )
+        longer.save(folder)
+        result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
+        if opened.has(f"{config.modality}/test"):
+            newcomer, anchor = f"{config.modality}/test", f"{config.anchor}/test"
+            result["newcomer"] = evaluate(longer, opened, newcomer)
+            directions = (("text/classname", newcomer), (anchor, newcomer), (newcomer, anchor))
+            result["pairs"] = [evaluate_pair(longer, opened, query, target) for query, target in directions]
+        return result
 
 
 def frozen_sha256(model: nn.Module) -> str:

@@ -54,14 +54,10 @@ def fit(
     tools = Tools(device_of(config.device), progress, text_tower, pictures)
     if isinstance(data, Task):
         return _fit(data, config, tools)
-    opened = opened_cache(data)
-    try:
+    with opened_cache(data) as opened:
         run = _fit(task(opened, config), config, tools)
         run.cache = opened.path
         return run
-    finally:
-        if opened is not data:
-            opened.close()
 
 
 def train(
@@ -79,13 +75,13 @@ def train(
         out: the run folder; default ``runs/<cache>-<name of the run>``.
         text_tower, pictures: see `fit`.
     """
-    opened = opened_cache(cache)
-    run = fit(opened, config, progress, text_tower=text_tower, pictures=pictures)
-    folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
-    run.metrics = evaluate(run, opened)
-    if len(run.widths) > 2:
-        run.metrics["modalities"] = evaluate_modalities(run, opened, trained_together(run))
-    return run, run.save(folder)
+    with opened_cache(cache) as opened:
+        run = fit(opened, config, progress, text_tower=text_tower, pictures=pictures)
+        folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
+        run.metrics = evaluate(run, opened)
+        if len(run.widths) > 2:
+            run.metrics["modalities"] = evaluate_modalities(run, opened, trained_together(run))
+        return run, run.save(folder)
 
 
 def resolved(config: TrainConfig | None, overrides: dict[str, Any]) -> TrainConfig:

@@ -78,21 +78,21 @@ def scale(
     Raises:
         RecipeError: fewer than two modalities, or text not among the first two. CacheError: no such table.
     """
-    opened = opened_cache(cache)
-    names = chosen(opened, modalities)
-    folder = Path(out) if out is not None else Path("scales") / opened.path.stem
-    kept = KeptResults(folder / "cells", opened, names)
-    settings = dict(base or {})
-    config = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
-    found = _cells(opened, config, names, seeds, kept, progress)
-    rows = [
-        {"modalities": count, "added": names[count - 1], "way": way, **_means(cells)}
-        for (count, way), cells in sorted(found.items())
-    ]
-    result = Scaling(opened.dataset, config.title, names, list(seeds), rows)
-    told = {"check": "scale", **asdict(result)}
-    (folder / "scale.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    return result
+    with opened_cache(cache) as opened:
+        names = chosen(opened, modalities)
+        folder = Path(out) if out is not None else Path("scales") / opened.path.stem
+        kept = KeptResults(folder / "cells", opened, names)
+        settings = dict(base or {})
+        config = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
+        found = _cells(opened, config, names, seeds, kept, progress)
+        rows = [
+            {"modalities": count, "added": names[count - 1], "way": way, **_means(cells)}
+            for (count, way), cells in sorted(found.items())
+        ]
+        result = Scaling(opened.dataset, config.title, names, list(seeds), rows)
+        told = {"check": "scale", **asdict(result)}
+        (folder / "scale.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        return result
 
 
 def _cells(

@@ -93,12 +93,12 @@ def sweep(
         RecipeError: a setting that cannot be swept, an empty list, or a value that no training would accept.
         RunError: a worker process died; finished cells are kept.
     """
-    opened = opened_cache(cache)
-    folder = (Path(out) if out is not None else Path("sweeps") / opened.path.stem).absolute()
-    cells = plan(opened, grid, base or {}, folder)
-    results = results_of(opened, cells, workers, stack, backend, progress, towers)
-    write(folder, results)
-    return results
+    with opened_cache(cache) as opened:
+        folder = (Path(out) if out is not None else Path("sweeps") / opened.path.stem).absolute()
+        cells = plan(opened, grid, base or {}, folder)
+        results = results_of(opened, cells, workers, stack, backend, progress, towers)
+        write(folder, results)
+        return results
 
 
 def results_of(

@@ -61,9 +61,7 @@ def decode(path: Path) -> Image.Image:
         raise BadImage("empty file" if empty else f"not an image ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {LARGEST_PIXELS:,} pixels") from None
-    except (
-        Exception
-    ) as error:  # decoders raise OSError, SyntaxError, struct.error, IndexError … for broken files
+    except Exception as error:  # OSError, SyntaxError, struct.error …: whatever a broken file provokes
         raise BadImage(_reason(error)) from error
 
 

@@ -108,12 +108,12 @@ class PromptTower(nn.Module):
         """
         if position not in POSITIONS:
             raise EncoderError(f"position is {position!r}; expected {', '.join(POSITIONS)}; use position=end")
-        texts = [self._split(name, length) for name in names]
+        texts = [self.pieces(name, length) for name in names]
         if self.blocks is None:
             return Padded(self, texts, length, position)
         return Packed(self, self.blocks, texts, length, position, block_rows, recompute=recompute)
 
-    def _split(self, name: str, length: int) -> tuple[list[int], list[int]]:
+    def pieces(self, name: str, length: int) -> tuple[list[int], list[int]]:
         """The name's tokens, and those behind it: the full stop and the end mark."""
         whole = [*self.words(f"{name}."), self.marks.end]
         if (total := 1 + length + len(whole)) > self.window:
