@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Iterator
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -115,9 +115,9 @@ def test_the_demo_shows_spaner_above_the_frozen_encoder(cli: Callable[..., Outco
 
 
 def test_the_tables_of_settings_are_those_of_the_code() -> None:
-    script = SourceFileLoader("settings_script", str(ROOT / "scripts" / "settings")).load_module()
+    script = runpy.run_path(str(ROOT / "scripts" / "settings"))
     page = (ROOT / "docs" / "settings.md").read_text()
-    assert script.written(page) == page, "type `uv run scripts/settings`"
+    assert script["written"](page) == page, "type `uv run scripts/settings`"
     assert "`--prompt-lengths`" in page
 
 
