@@ -5,10 +5,13 @@ what "auto" precision means differs, since an encoder only runs forward.
 """
 
 import ctypes
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +24,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 #: or rounding to bfloat16, takes longer than it saves.
 SMALL = 1 << 16
 
+LOOK_SECONDS, FIRST_LOOK = 0.5, 0.05
+"""How often a training looks for free cores, and for how long it does so before it starts."""
+NEARLY_FREE = 0.4
+"""Share of a core that others may use and it still counts as free."""
+
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Settings of glibc's `mallopt`, in bytes: how much free memory goes back, which blocks are mapped alone."""
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_of(name: str = "auto") -> torch.device:
@@ -100,14 +113,71 @@ def keep_freed_memory(device: torch.device) -> None:
             mallopt(setting, 1 << 30)
 
 
+class ThreadCount:
+    """How many threads of this process find a free core: many small operations shared by two threads wait
+    for the slower one each time, so a thread that has to share its core stops the others.
+
+    Looks at the processor's own count of busy time (Linux; elsewhere the number stays). The bits of a
+    training do not depend on it (tested).
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        if most < 2:
+            return
+        self._allowed = _allowed()
+        self._since, self._busy, self._own = time.monotonic(), _busy_seconds(self._allowed), _own_seconds()
+        if self._busy is not None:
+            time.sleep(FIRST_LOOK)
+            self._choose()
+
+    def look(self) -> None:
+        """Count again, if it is time to."""
+        if self.most > 1 and self._busy is not None and time.monotonic() - self._since >= LOOK_SECONDS:
+            self._choose()
+
+    def _choose(self) -> None:
+        now, busy, own = time.monotonic(), _busy_seconds(self._allowed), _own_seconds()
+        if busy is None or self._busy is None:
+            return
+        others = max(0.0, busy - self._busy - (own - self._own)) / (now - self._since)
+        self._since, self._busy, self._own = now, busy, own
+        free = len(self._allowed) - others
+        torch.set_num_threads(max(1, min(self.most, int(free + NEARLY_FREE))))
+
+
+def _allowed() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _busy_seconds(allowed: set[int]) -> float | None:
+    """Seconds that these cores have worked since the system started; None where it does not tell."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    ticks = 0
+    for words in (line.split() for line in lines):
+        if words and words[0][:3] == "cpu" and words[0][3:].isdecimal() and int(words[0][3:]) in allowed:
+            user, nice, system, _, _, irq, soft, *_ = map(int, words[1:9])
+            ticks += user + nice + system + irq + soft
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    told = os.times()
+    return told.user + told.system
+
+
 @contextmanager
-def threads(numbers: int, device: torch.device) -> Iterator[None]:
-    """One thread for small batches on the CPU. It depends on the task alone, so the bits do not change."""
+def threads(numbers: int, device: torch.device) -> Iterator[ThreadCount]:
+    """One thread for small batches on the CPU, else as many as find a free core. The bits do not change."""
     before = torch.get_num_threads()
-    if device.type == "cpu" and numbers < SMALL:
+    small = device.type != "cpu" or numbers < SMALL
+    if device.type == "cpu" and small:
         torch.set_num_threads(1)
     try:
-        yield
+        yield ThreadCount(1 if small else before)
     finally:
         torch.set_num_threads(before)
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner.cache import arrays, hdf5_store, install, mending, root, verification
+from spaner.cache.claim import Claim
 from spaner.cache.layout import Store
 from spaner.cache.lock import Lock
 from spaner.cache.manifest import SCHEMA, SCHEMAS, EncoderSpec, Manifest
@@ -99,7 +100,7 @@ class Cache:
         self._again = False  # an HDF5 file whose own bytes are damaged is written again from its tables
         self._stores = stores
         self._staging = staging  # where new tables go; None when open for reading
-        self._kept: dict[str, list[Lock]] = {}  # tables being written; in HDF5, until they are published
+        self._kept: dict[str, list[Lock | Claim]] = {}  # being written; in HDF5, until they are published
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -220,6 +221,32 @@ class Cache:
             reopen = partial(self._reopen, staging, manifest) if published else None
             guard = partial(root_lock, self.path)
             return Writer(staging, manifest, release, guard=guard, worker=worker, reopen=reopen)
+        except BaseException:
+            release()
+            raise
+
+    def join(self, name: str, *, worker: tuple[int, int] = (0, 1)) -> Writer:
+        """Continue a table that another process has begun, without its listing: that lies in the table.
+
+        Costs the same whatever the table's length, but for a resumed share, whose written chunks are hashed.
+
+        Args:
+            worker: (r, W): this one fills chunks r, r + W, …
+
+        Raises:
+            Busy: another live process writes this share, or the whole table.
+            CacheError: there is no such table.
+        """
+        staging = self._writable()
+        if name not in self._names():
+            raise CacheError(f"{self.path} has no table {name} to join; begin it first")
+        release = self._acquire(name, worker)
+        try:
+            store = self.store(name)
+            manifest = Manifest.from_json(store.attributes(name).get("manifest"))
+            again = partial(self._reopen, staging, manifest) if store is not staging else None
+            guard = partial(root_lock, self.path)
+            return Writer(staging, manifest, release, guard=guard, worker=worker, reopen=again)
         except BaseException:
             release()
             raise

@@ -2,7 +2,7 @@
 
 The lock is the kernel's (flock), so it ends with the process that holds it, however that ends. The lock file
 only says who holds it; it lies beside the cache, never in it, and is removed on release. flock reaches
-other hosts only on network file systems that pass it on: elsewhere, keep two hosts off one table.
+other hosts only on network file systems that pass it on: elsewhere a claim stands in for it (see `claim`).
 """
 
 import errno
@@ -10,9 +10,12 @@ import importlib
 import os
 import socket
 import stat
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
+from spaner.cache.claim import Claim
 from spaner.cache.files import writing
 from spaner.errors import Busy, CacheError
 
@@ -31,6 +34,75 @@ def _fcntl() -> Any:
 def lock_path(cache: Path, name: str) -> Path:
     """The lock file of one part of a cache, a hidden neighbour of it."""
     return cache.with_name(f".{cache.name}.{name.replace('/', '=')}.lock")
+
+
+LOCAL = {"nfs": ("nolock", "local_lock=flock", "local_lock=all"), "lustre": ("localflock", "noflock")}
+"""Network file systems that pass flock on, unless they are mounted with one of these."""
+NO_REACH = ("9p", "afs", "beegfs", "cifs", "fuse", "glusterfs", "smb", "virtiofs")
+"""How the names of file systems begin on which a flock stays within its host, or may."""
+OVERRIDE = "SPANER_LOCKS"
+
+
+def hold(path: Path, what: str, *, shared: bool = False, wait: bool = False) -> "Lock | Claim":
+    """Hold `path` by a lock, or by a claim where locks do not reach; see `Lock` and `Claim`."""
+    kind = Lock if method_of(path.parent)[0] == "flock" else Claim
+    return kind(path, what, shared=shared, wait=wait)
+
+
+def method_of(folder: Path) -> tuple[str, str]:
+    """How writers in this folder are kept apart, "flock" or "claims", and why.
+
+    $SPANER_LOCKS decides where it is set.
+
+    Raises:
+        CacheError: it is set to something else.
+    """
+    if asked := os.environ.get(OVERRIDE):
+        if asked not in ("flock", "claims"):
+            raise CacheError(
+                f"${OVERRIDE} is {asked!r}; expected flock or claims; unset it to decide by folder"
+            )
+        return asked, f"${OVERRIDE} says so"
+    return _method_of(folder.absolute())
+
+
+@lru_cache(maxsize=64)
+def _method_of(folder: Path) -> tuple[str, str]:
+    kind, options = mount_of(folder)
+    if kind.startswith(NO_REACH):
+        return "claims", f"flock does not reach other hosts on {kind}"
+    for name, local in LOCAL.items():
+        if kind.startswith(name) and (found := [option for option in options if option in local]):
+            return "claims", f"{kind} is mounted with {found[0]}"
+    if not _locks(folder):
+        return "claims", f"{kind or 'this file system'} has no flock"
+    return "flock", f"{kind or 'this file system'} has it"
+
+
+def mount_of(folder: Path) -> tuple[str, list[str]]:
+    """Type and options of the file system that holds a folder, "" where the system does not tell."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return "", []
+    place, found = folder.resolve(), (0, "", [""])
+    for line in lines:
+        words, (kind, _, options) = line.split(" - ")[0].split(), line.split(" - ")[1].split(" ", 2)
+        point = Path(words[4].encode().decode("unicode_escape"))
+        if place.is_relative_to(point) and len(point.parts) >= found[0]:
+            found = len(point.parts), kind, [*words[5].split(","), *options.split(",")]
+    return found[1], found[2]
+
+
+def _locks(folder: Path) -> bool:
+    """Whether the file system has locks at all."""
+    fcntl = _fcntl()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in NO_LOCKS
+    return True
 
 
 class Lock:
@@ -97,6 +169,11 @@ class Lock:
             return os.path.samestat(os.fstat(file), self.path.stat())
         except FileNotFoundError:
             return False
+
+    @property
+    def lost(self) -> bool:
+        """Never: the kernel keeps it."""
+        return False
 
     def release(self) -> None:
         """Let go, and remove the file unless another holder shares it."""

@@ -4,22 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spaner.cache import files, hdf5_store, install, mending, root
+from spaner.cache.claim import Claim
 from spaner.cache.hdf5_store import Hdf5Store
 from spaner.cache.layout import Store
-from spaner.cache.lock import Lock, lock_path
+from spaner.cache.lock import Lock, hold, lock_path
 from spaner.cache.root import Attributes
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import Busy
 
 
-def root_lock(path: Path) -> Lock:
+def root_lock(path: Path) -> Lock | Claim:
     """Waits for its turn to change the cache as a whole."""
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return Lock(lock_path(path, "root"), str(path), wait=True)
+    return hold(lock_path(path, "root"), str(path), wait=True)
 
 
-def table_lock(path: Path, table: str, *, worker: tuple[int, int] = (0, 1)) -> list[Lock]:
+def table_lock(path: Path, table: str, *, worker: tuple[int, int] = (0, 1)) -> list[Lock | Claim]:
     """Locks that make this process the only writer of a table, or of its share of one.
 
     Raises:
@@ -27,11 +28,11 @@ def table_lock(path: Path, table: str, *, worker: tuple[int, int] = (0, 1)) -> l
     """
     what = f"{table} of {path}"
     if worker[1] == 1:
-        return [Lock(lock_path(path, table), what)]
-    whole = Lock(lock_path(path, table), what, shared=True)
+        return [hold(lock_path(path, table), what)]
+    whole = hold(lock_path(path, table), what, shared=True)
     try:
         name = f"{table}.{worker[0]}-of-{worker[1]}"
-        return [Lock(lock_path(path, name), f"share {worker[0]} of {what}"), whole]
+        return [hold(lock_path(path, name), f"share {worker[0]} of {what}"), whole]
     except Busy:
         whole.release()
         raise

@@ -9,7 +9,7 @@ Several processes may fill one table, worker r of W taking chunks r, r + W, …;
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +31,7 @@ class Writer:
 
     Attributes:
         manifest: the table's identity.
+        mine: chunks of this worker, done or not.
         pending: chunks of this worker that are not done yet, in order.
     """
 
@@ -50,11 +51,11 @@ class Writer:
         self._release = release
         self._guard = guard  # held while sealing, which two workers may try at once
         self._reopen = reopen  # brings a table that is published elsewhere back, without these chunks
-        self._mine = range(worker[0], manifest.chunks, worker[1])
+        self.mine = range(worker[0], manifest.chunks, worker[1])
         self._written: dict[int, tuple[bytes, list[Path]]] = {}  # not settled: checksum, files
         self._bytes, self._settled = 0, time.monotonic()
         self._clear()
-        self.pending = [] if self.sealed else [chunk for chunk in self._mine if not self._is_done(chunk)]
+        self.pending = [] if self.sealed else [chunk for chunk in self.mine if not self._is_done(chunk)]
 
     @property
     def sealed(self) -> bool:
@@ -62,9 +63,16 @@ class Writer:
         return self._reopen is not None or "seal" in self._store.attributes(self._table)
 
     @property
+    def complete(self) -> bool:
+        """Whether every chunk is written, those of other workers too."""
+        if self._written:
+            self._settle()
+        return self.sealed or bool(self._store.read(self._table, "done").all())
+
+    @property
     def finished(self) -> list[int]:
         """Chunks of this worker that are written, where the table as a whole is not finished."""
-        return [] if self.sealed else [chunk for chunk in self._mine if chunk not in self.pending]
+        return [] if self.sealed else [chunk for chunk in self.mine if chunk not in self.pending]
 
     def rows(self, chunk: int) -> slice:
         """Row numbers of one chunk."""
@@ -139,7 +147,7 @@ class Writer:
             CacheError: a chunk number that the table does not have.
         """
         again = sorted(set(chunks))
-        if outside := [chunk for chunk in again if chunk not in self._mine]:
+        if outside := [chunk for chunk in again if chunk not in self.mine]:
             raise CacheError(f"{self._table} has chunks 0 to {self.manifest.chunks - 1}, asked for {outside}")
         if not again:
             return
@@ -174,8 +182,7 @@ class Writer:
                 f"{self._table} cannot be sealed: {len(self.pending)} of {self.manifest.chunks} chunks are "
                 f"not written ({left}); write them first"
             )
-        self._settle()
-        if not self._store.read(self._table, "done").all():
+        if not self.complete:
             return False
         with self._guard():
             if not self.sealed:
@@ -194,10 +201,16 @@ class Writer:
         stored = [self._store.read(self._table, "features", int(row), int(row) + 1) for row in rows]
         return np.concatenate(stored)
 
-    def failures(self) -> dict[str, str]:
-        """Id -> reason, of the samples recorded as failed so far, in this process or an earlier one."""
+    def failed(self) -> list[int]:
+        """Rows recorded as failed so far, in this process or another one."""
+        return np.flatnonzero(self._store.read(self._table, "status") == FAILED).tolist()
+
+    def failures(self, chunks: Sequence[int] | None = None) -> dict[str, str]:
+        """Id -> reason, of the samples recorded as failed so far; of these chunks only, if given."""
         found = {}
-        for row in np.flatnonzero(self._store.read(self._table, "status") == FAILED).tolist():
+        for row in self.failed():
+            if chunks is not None and row // self.manifest.chunk not in chunks:
+                continue
             name, why = (
                 unpack(self._store.read(self._table, what, row, row + 1))[0] for what in ("ids", "reason")
             )
@@ -242,7 +255,7 @@ class Writer:
 
     def _is_left(self, name: str) -> bool:
         chunk = re.match(r"c\.(\d+)", name)
-        return chunk is None or int(chunk[1]) in self._mine
+        return chunk is None or int(chunk[1]) in self.mine
 
     def _is_done(self, chunk: int) -> bool:
         store, table = self._store, self._table

@@ -53,6 +53,7 @@ def doctor(
 
 def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
     """Everything on the page, as JSON types. `problems` pairs what is wrong with what mends it."""
+    from spaner.cache.lock import method_of
     from spaner.cache.survey import survey
     from spaner.extract.datasets.dataset import roots
 
@@ -60,6 +61,7 @@ def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
     data = [asdict(root) for root in roots()]
     found = [asdict(each) | {"path": str(each.path)} for each in survey(caches, verify=verify)]
     disk = shutil.disk_usage(nearest(caches)).free
+    locks, why = method_of(nearest(caches))
     machine = compute() if "torch" not in broken else {}
     problems = [*broken.values(), *machine.pop("problems", [])]
     problems += [root["problem"] for root in data if root["problem"]]
@@ -79,6 +81,7 @@ def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
         "data": data,
         "caches": found,
         "free_bytes": disk,
+        "locks": {"method": locks, "why": why},
         "problems": problems,
     }
 
@@ -157,7 +160,10 @@ def show(page: dict[str, Any]) -> None:
         if not versions[name]:
             console.say(f'without {name}: only needed for the extra, `pip install "spaner[{extra}]"`')
     show_machine(page["machine"])
-    console.say(f"free disk: {console.size(page['free_bytes'])}\n")
+    console.say(f"free disk: {console.size(page['free_bytes'])}")
+    how = {"flock": "locks", "claims": "claim files, taken over after a minute without a beat"}
+    kept = how[page["locks"]["method"]]
+    console.say(f"writers of a cache here are kept apart by {kept}: {page['locks']['why']}\n")
     for root in page["data"]:
         classes = f"{root['classes']:,} classes: {counts(root['splits'])}" if root["classes"] else "not found"
         console.say(f"{root['name']:<16} {classes}")

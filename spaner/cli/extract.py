@@ -51,7 +51,9 @@ def print_summary(summary: Any) -> None:
     for kind, (count, first) in summary.left_out.items():
         console.note(f"left out, {kind}: {count:,} (first {first})")
     console.say(f"cache: {summary.path}" + (" (dry run: nothing written)" if summary.dry_run else ""))
-    if not summary.dry_run:
+    if not summary.complete:
+        console.note("not finished: other parts have still to write; whoever is last seals")
+    elif not summary.dry_run:
         console.next_step(f"spaner train --cache {summary.path}")
 
 

@@ -107,6 +107,16 @@ class ExtractConfig:
         metadata=_help("rows per stored chunk, of which a killed run loses at most one (default: 4 MiB)"),
     )
     workers: int | None = field(default=None, metadata=_help("decoding threads (default: by processor)"))
+    processes: int | None = field(
+        default=None, metadata=_help("fill the cache with this many processes on this machine")
+    )
+    devices: tuple[str, ...] | None = field(
+        default=None, metadata=_help("cuda:0,cuda:1: a process for each, or --processes shared out over them")
+    )
+    part: str | None = field(
+        default=None,
+        metadata=_help("3/64: this process fills part 3 of 64; whoever finds all parts done seals"),
+    )
     max_failed: float = field(default=0.01, metadata=_help("largest tolerated share of unreadable files"))
     allow_impure: bool = field(
         default=False, metadata=_help("keep rows that depend on their batch (marked in the table)")

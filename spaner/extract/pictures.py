@@ -27,7 +27,7 @@ from spaner.extract.datasets.dataset import Dataset, Split
 from spaner.extract.encoders import tokens as token_tables
 from spaner.extract.encoders.image_tower import BlockTower
 from spaner.extract.encoders.rebuilt import rebuild
-from spaner.extract.extract import Extraction
+from spaner.extract.extraction import Extraction
 from spaner.extract.listing import Origin, listed
 from spaner.extract.plan import TablePlan
 from spaner.progress import Progress, no_progress
@@ -171,7 +171,7 @@ class CachedPictures:
         )
         dataset = Dataset(cache.dataset, list(cache.class_names), {modality: {plan.split: split}})
         with caches.create(place, cache.dataset, cache.class_names) as made:
-            Extraction(config, dataset, encoder, self.progress).table(made, plan)
+            Extraction(config, dataset, modality, self.progress, encoder).table(made, plan)
         return caches.open(place).table(plan.name)
 
     def source(self, name: str, block: int, rows: Rows, adapted: str) -> "tuple[Split, AdaptedImages]":

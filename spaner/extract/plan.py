@@ -11,7 +11,7 @@ from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.errors import DatasetError
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
-from spaner.extract.datasets.dataset import VANILLA, Dataset, Split
+from spaner.extract.datasets.dataset import VANILLA, Dataset, Split, read
 from spaner.extract.draws import draw_shots, draws_of
 from spaner.extract.encoders import tokens
 from spaner.extract.templates import QUERY, tables
@@ -80,6 +80,22 @@ class TablePlan:
             options=options,
             draws={name: drawn_sha256(self.source.ids, rows) for name, rows in self.draws.items()},
         )
+
+
+def listed(config: ExtractConfig) -> Dataset:
+    """The data set that ``config`` names.
+
+    Raises:
+        DatasetError: an unknown name, or what its reader found missing or contradictory.
+    """
+    return read(
+        config.dataset,
+        config.data_root,
+        holdout=config.holdout,
+        seed=config.seed,
+        allow_outside=config.allow_outside,
+        modality_column=config.modality_column,
+    )
 
 
 def plan(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:

@@ -38,12 +38,14 @@ class Summary:
         path: where its tables are.
         repaired: chunks, if that was asked for.
         left_out: what lies under the data root and is no row: kind -> how many, and the first of them.
+        complete: whether every table is sealed, which other processes may still have to do.
         notes: what else happened to rows, a line each.
     """
 
     path: Path
     tables: list[TableSummary]
     dry_run: bool = False
+    complete: bool = True
     repaired: int = 0
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

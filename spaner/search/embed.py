@@ -24,7 +24,7 @@ from spaner.extract import plan
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets import images
 from spaner.extract.encoders.encoder import Encoder
-from spaner.extract.extract import Extraction
+from spaner.extract.extraction import Extraction
 from spaner.extract.summary import TableSummary
 from spaner.progress import Progress, no_progress
 from spaner.search.encoding import Files, Mapped, check_modality, mapped_spec, own_encoder
@@ -96,8 +96,9 @@ def fill(
             work = Extraction(
                 config,
                 source.dataset,
-                encoder,
+                modality,
                 progress or no_progress,
+                encoder,
                 exact=lambda name: through(own_encoder(run, name, files, precision="float32")),
             )
             done += [work.table(cache, _plan(modality, name, rows)) for name, rows in splits.items()]

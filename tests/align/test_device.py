@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from spaner import device
+from spaner.align.methods.loop import Pairs, optimise
+from spaner.align.methods.spaner import Spaner
+from spaner.align.train.config import TrainConfig
 from spaner.device import SMALL, fast_products, precision_of, threads
 
 CPU = torch.device("cpu")
@@ -73,3 +76,49 @@ def test_small_batches_train_on_one_thread():
     assert torch.get_num_threads() == before
     with threads(SMALL, CPU):
         assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("others", "threads"), [(0.0, 2), (0.3, 2), (1.0, 1), (2.0, 1)])
+def test_threads_follow_the_cores_that_others_leave_free(
+    others: float, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"now": 0.0}
+    monkeypatch.setattr(device.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(device.time, "sleep", lambda seconds: clock.update(now=clock["now"] + seconds))
+    monkeypatch.setattr(device, "_allowed", lambda: {0, 1})
+    monkeypatch.setattr(device, "_own_seconds", lambda: 1.5 * clock["now"])
+    monkeypatch.setattr(device, "_busy_seconds", lambda cores: (1.5 + others) * clock["now"])
+    before = torch.get_num_threads()
+    try:
+        crew = device.ThreadCount(2)
+        assert torch.get_num_threads() == threads
+        monkeypatch.setattr(device, "_busy_seconds", lambda cores: 1.5 * clock["now"] + others * 0.05)
+        clock["now"] += device.LOOK_SECONDS
+        crew.look()
+        assert torch.get_num_threads() == 2, "the others have ended"
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow  # two threads on a busy core take minutes, which is what this is about
+def test_a_training_has_the_same_bits_on_one_thread_and_on_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.ThreadCount, "_choose", lambda self: None)  # however busy the machine is
+
+    def trained(threads: int, precision: str) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        x, pool = (torch.randn(300, 512, generator=generator) for _ in range(2))
+        labels, ones = torch.arange(300), torch.ones(300, dtype=torch.int64)
+        pairs = Pairs("image", x, labels, "text", pool, labels, ones)
+        model = Spaner({"image": 512, "text": 512}, logit_scale=100.0, prompt_length=2)
+        settings = TrainConfig(epochs=2, batch_size=150, precision=precision)  # pyright: ignore
+        torch.set_num_threads(threads)
+        optimise(model, pairs, settings, torch.device("cpu"))
+        return model.state()
+
+    before = torch.get_num_threads()
+    try:
+        for precision in ("float32", "bfloat16"):
+            one, two = trained(1, precision), trained(2, precision)
+            assert all(torch.equal(one[name], two[name]) for name in one)
+    finally:
+        torch.set_num_threads(before)

@@ -134,10 +134,11 @@ def optimise(
     precision = precision_of(settings.precision, device, numbers)
 
     def step(fraction: float, batch: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        crew.look()
         return update(model, optimizer, settings.lr * fraction, batch, labels, precision)
 
     history = []
-    with threads(numbers, device):
+    with threads(numbers, device) as crew:
         for means, fraction in passes(pairs, draws(pairs, settings), settings, device, step):
             values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # waits here
             history.append({"epoch": len(history) + 1, **values, "lr": settings.lr * fraction})

@@ -34,7 +34,7 @@ from spaner.align.train.run import Run
 from spaner.align.train.stack import fit_stack, shape
 from spaner.align.train.task import scale_of, task
 from spaner.cache import files
-from spaner.device import device_of
+from spaner.device import cores, device_of
 from spaner.errors import Mismatch, RecipeError, RunError, SpanerError
 
 #: Cells trained as one on a GPU, unless the caller says otherwise.
@@ -99,11 +99,6 @@ def run_cells(
             f"a worker process of the sweep died (out of memory?) with {workers} at work; finished cells are "
             f"kept in {cells[0].file.parent}; run the same command again with --workers 1"
         ) from None
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stacks(cells: Sequence[Cell], most: int) -> Iterator[list[Cell]]:

@@ -13,7 +13,7 @@ its header before a sample is allocated.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchaudio.transforms import Resample
 
-from spaner.extract.datasets.dataset import BUDGET, Split, file_split, why_no_file
+from spaner.extract.datasets.dataset import BUDGET, SampleFolder, Split, file_split, why_no_file
 
 RATE = 44_100
 MARGIN = 0.1
@@ -62,7 +62,8 @@ class Recording:
 
 def audio_split(root: Path, ids: Sequence[str], labels: np.ndarray) -> Split:
     """A split of sound files: ids are paths relative to `root`; a row opens as a `Recording`."""
-    return file_split(ids, labels, lambda key: root / key, Recording)
+    split = file_split(ids, labels, lambda key: root / key, Recording)
+    return replace(split, files=SampleFolder(root, "sound"))
 
 
 class _Stream(soundfile.SoundFile):

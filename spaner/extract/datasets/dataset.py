@@ -60,6 +60,14 @@ def no_source(key: str) -> tuple[int, int] | None:
     return None
 
 
+@dataclass(frozen=True)
+class SampleFolder:
+    """Where samples lie whose ids are paths: below `root`; `kind` is "image" or "sound"."""
+
+    root: Path
+    kind: str
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Rows of one modality and split, by column.
@@ -73,6 +81,7 @@ class Split:
         stat: id -> size in bytes and time of the last change (ns since 1970) of the file behind it, to see
             later whether it is still the same; None where there is no file.
         place: id -> that file; None where the samples are no files.
+        files: set where ids are paths below one folder, so that a sample can be opened without listing all.
     """
 
     ids: Sequence[str]
@@ -80,6 +89,7 @@ class Split:
     open: Callable[[str], Any]
     stat: Callable[[str], tuple[int, int] | None] = no_source
     place: Callable[[str], Path] | None = None
+    files: SampleFolder | None = None
 
     def take(self, rows: np.ndarray, labels: np.ndarray | None = None) -> "Split":
         """The same split with only these rows, in this order; `labels` replaces theirs."""

@@ -12,12 +12,13 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from spaner.extract.datasets.dataset import BUDGET, Split, file_split, why_no_file
+from spaner.extract.datasets.dataset import BUDGET, SampleFolder, Split, file_split, why_no_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 LARGEST_PIXELS = (
@@ -36,7 +37,8 @@ class BadImage(ValueError):
 
 def image_split(root: Path, ids: Sequence[str], labels: np.ndarray) -> Split:
     """A split of image files: ids are paths relative to ``root``, decoded when opened."""
-    return file_split(ids, labels, lambda key: root / key, decode)
+    split = file_split(ids, labels, lambda key: root / key, decode)
+    return replace(split, files=SampleFolder(root, "image"))
 
 
 def decode(path: Path) -> Image.Image:
