@@ -41,7 +41,7 @@ class Training:
     def step(self) -> None:
         rows = torch.randint(len(self.data.x), (BATCH,), generator=self.generator)
         texts = self.data.start[self.data.labels[rows]]
-        batch = {"image": loop._gather(self.data.x, rows), "text": loop._gather(self.data.pool, texts)}
+        batch = {"image": loop.gather(self.data.x, rows), "text": loop.gather(self.data.pool, texts)}
         loop.update(self.model, self.optimizer, 1e-3, batch, self.data.labels[rows], self.arithmetic)
 
     def aligner(self) -> None:
