@@ -4,6 +4,9 @@ import dataclasses
 import inspect
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -86,6 +89,30 @@ def test_commands_have_help_with_an_example() -> None:
 
 
 # --- train, eval, sweep ---
+
+
+WAITS = """
+import signal, sys, time
+from spaner import cli
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what a script puts in the background
+@cli.app.command()
+def wait():
+    print("here", flush=True)
+    time.sleep(60)
+sys.argv = ["spaner", "wait"]
+cli.main()
+"""
+
+
+def test_a_command_that_is_asked_to_stop_stops_and_says_what_is_kept() -> None:
+    process = subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"here\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"finished work is kept, the same command continues" in said
+    assert b"Traceback" not in said
 
 
 def test_train_prints_spaner_beside_zero_shot_and_writes_the_run(cli: Cli, toy_cache: Path) -> None:

@@ -86,14 +86,24 @@ def version(
         raise typer.Exit
 
 
+STOPPED = 130
+"""Exit status after control-C, as shells have it."""
+
+
+def _stop(*_: object) -> None:
+    """Stop as for control-C, also where SIGINT is ignored: in the background of a script."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in one line and status 1."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop as for control-C
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except SpanerError as error:
         console.note(f"error: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.note("stopped; finished work is kept, the same command continues")
-        sys.exit(130)
+    except SystemExit as status:  # typer has made this of a KeyboardInterrupt
+        if status.code == STOPPED:
+            console.note("stopped; finished work is kept, the same command continues")
+        raise
