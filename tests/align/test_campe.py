@@ -119,7 +119,7 @@ def test_each_loss_has_its_switch(fitted):
 
 
 def test_what_does_not_fit_is_refused(task, fitted):
-    with pytest.raises(Mismatch, match="blocks is 5, .* do not fall into 5 equal blocks; .* use blocks=4"):
+    with pytest.raises(Mismatch, match=r"blocks is 5, .* do not fall into 5 equal blocks; .* use blocks=4"):
         fitted(blocks=5)
     without = dataclasses.replace(task, texts={"mined": task.texts["mined"]})
     assert "negation" not in fitted(without).history[-1]
