@@ -1,6 +1,7 @@
 """CAMPE and CAMPE-lite: their terms by hand, where they start, what each switch does, and what is refused."""
 
 import dataclasses
+import json
 import math
 
 import few_shot
@@ -10,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spaner.align.methods import campe_lite
+from spaner.align.methods.campe import CampePrompts, SuffixPrompts
 from spaner.align.methods.campe_lite import CampeLite, TemplateQueries
 from spaner.align.methods.task import Task, Texts, Tools
 from spaner.align.methods.zero_shot import ZeroShot
 from spaner.errors import Mismatch, RunError
+from spaner.extract.encoders import encoder
+from spaner.extract.encoders.text_tower import Padded, PromptTower
+from tests.extract.conftest import TINY
 
 WIDTH = 24
 LITE = {"epochs": 20, "lr": 3e-3, "blocks": 4}
@@ -125,3 +130,79 @@ def test_what_does_not_fit_is_refused(task, fitted):
     assert "negation" not in fitted(without).history[-1]
     with pytest.raises(RunError, match=r"no text table 'negated'.*spaner extract --templates negated\.txt"):
         fitted(without, neg=1.0)
+
+
+NAMES = ["tench", "t-shirt", "wall clock", "hammerhead shark", "sea"]
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> PromptTower:
+    path = tmp_path_factory.mktemp("model") / "tiny.json"
+    path.write_text(json.dumps(TINY | {"embed_dim": WIDTH}))
+    built = encoder.text_tower("open_clip", model=str(path), weights="random", device="cpu", seed=2)
+    return built.double()
+
+
+@pytest.fixture
+def prompts(tower: PromptTower) -> CampePrompts:
+    generator = torch.Generator().manual_seed(5)
+    start = tower.context_of(" in a photo")
+    start = start + 0.3 * torch.randn(3, *start.shape, generator=generator, dtype=torch.float64)
+    learned = SuffixPrompts(start, WIDTH).double()
+    return CampePrompts(learned, tower, NAMES, "is not", 0)
+
+
+class TestTower:
+    """Suffixes in a small causal text tower."""
+
+    def test_blocks_are_the_plain_loop(self, tower: PromptTower, prompts: CampePrompts):
+        """Each suffix alone behind each caption, at the full window; negated, words stand between them."""
+        blocks, negated = prompts(negated=True)
+        assert negated is not None
+        words = tower.context_of(" is not")
+        for before, found in ((words[:0], blocks), (words, negated)):
+            for k, suffix in enumerate(prompts.learned.suffixes):
+                context = torch.cat([before, suffix])
+                texts = [tower.pieces(name, len(context)) for name in NAMES]
+                rows = Padded(tower, texts, len(context), "front")(context[None])[0]
+                plain = rows @ prompts.learned.heads.maps[k].T
+                torch.testing.assert_close(found[:, k], plain, rtol=1e-10, atol=1e-12)
+        assert float((blocks - negated).detach().abs().max()) > 1e-3
+
+    def test_a_suffix_sees_the_caption_and_itself_alone(self, prompts: CampePrompts):
+        before = prompts(negated=False)[0].detach()
+        with torch.no_grad():
+            prompts.learned.suffixes[1] *= -1
+        moved = (prompts(negated=False)[0].detach() - before).abs().amax((0, 2))
+        assert moved[1] > 1e-3
+        assert moved[[0, 2]].max() < 1e-12
+
+    def test_untrained_it_is_the_name_before_the_words(self, tower: PromptTower):
+        """Identical suffixes and the identity's rows: the tower's own embedding of the sentence."""
+        start = tower.context_of(" in a photo")
+        learned = SuffixPrompts(start.expand(4, -1, -1).clone(), WIDTH).double()
+        text = campe_lite.joined(CampePrompts(learned, tower, NAMES, "is not", 0)(negated=False)[0])
+        plain = tower.prompted(NAMES, len(start), "front")(start[None])[0]
+        torch.testing.assert_close(text, F.normalize(plain, dim=1))
+
+    @pytest.mark.parametrize(("term", "number", "sign"), [("div", "diversity", -1), ("neg", "negation", 1)])
+    def test_each_loss_moves_its_own_number(
+        self, tower: PromptTower, prompts: CampePrompts, term: str, number: str, sign: int
+    ):
+        generator = torch.Generator().manual_seed(1)
+        x = F.normalize(torch.randn(40, WIDTH, generator=generator, dtype=torch.float64), dim=1)
+        labels = torch.arange(5).repeat(8)
+        start = {name: value.clone() for name, value in prompts.learned.state_dict().items()}
+        found = []
+        for weight in (0.0, 5.0):
+            prompts.learned.load_state_dict(start)
+            measured: list[dict[str, float]] = []
+            plan = {"rates": [0.01] * 12, "batches": [torch.arange(40)] * 12, "weight_decay": 0.0}
+            told = {"scale": 20.0, "div": 0.0, "neg": 0.0, term: weight} | plan
+            parameters = prompts.learned.parameters()
+            steps = campe_lite.train_blocks(prompts, parameters, measured, 12, x, labels, **told)
+            assert len(list(steps)) == 12
+            found.append(measured[-1][number])
+        assert sign * (found[1] - found[0]) > 0.01
+        assert all(p.grad is not None and bool(p.grad.any()) for p in prompts.learned.parameters())
+        assert not any(p.grad is not None for p in tower.parameters())

@@ -33,6 +33,7 @@ QUICK = {"heads": 4, "epochs": 20, "iterations": 40, "batch_size": 32, "lr": 3e-
 
 
 INSIDE = {
+    "campe": {"epochs": 8},
     "cocoop": {"epochs": 4},
     "maple": {"depth": 2, "lr": 5e-3, "batch_size": 8, "epochs": 20},
     "mma": {"start": 2, "end": 3, "strength": 0.1, "batch_size": 8, "epochs": 20},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spaner.align.methods.task import Facts, Query, Task, Tools
 
 METHODS = {
+    "campe": "spaner.align.methods.campe:Campe",
     "campe_lite": "spaner.align.methods.campe_lite:CampeLite",
     "clap": "spaner.align.methods.clap:Clap",
     "clip_adapter": "spaner.align.methods.clip_adapter:ClipAdapter",
