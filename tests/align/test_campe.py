@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import few_shot
 import pytest
@@ -198,7 +199,7 @@ class TestTower:
             prompts.learned.load_state_dict(start)
             measured: list[dict[str, float]] = []
             plan = {"rates": [0.01] * 12, "batches": [torch.arange(40)] * 12, "weight_decay": 0.0}
-            told = {"scale": 20.0, "div": 0.0, "neg": 0.0, term: weight} | plan
+            told: Any = {"scale": 20.0, "div": 0.0, "neg": 0.0, term: weight} | plan
             parameters = prompts.learned.parameters()
             steps = campe_lite.train_blocks(prompts, parameters, measured, 12, x, labels, **told)
             assert len(list(steps)) == 12
