@@ -83,7 +83,8 @@ def test_lists_and_paths_are_parsed() -> None:
 def test_commands_have_help_with_an_example() -> None:
     root = typer.main.get_command(app)
     commands = dict(root.commands)  # pyright: ignore[reportAttributeAccessIssue]
-    commands |= {f"cache {name}": sub for name, sub in commands.pop("cache").commands.items()}
+    for group in ("cache", "ablate"):
+        commands |= {f"{group} {name}": sub for name, sub in commands.pop(group).commands.items()}
     for name, command in commands.items():
         assert f"`spaner {name}" in (inspect.getdoc(command.callback) or ""), f"{name} shows no example"
 
@@ -242,14 +243,14 @@ def test_verify_finds_a_flipped_bit_and_says_what_to_type(cli: Cli, toy_cache: P
         (["extract", "--dataset", "nothing"], "expected one of"),
         (["extract", "--precision", "int8"], "--precision: found 'int8'"),
         (["train", "--cache", "TOY", "--attend", "nobody"], "--attend: found 'nobody', expected all|prompt"),
-        (["train", "--cache", "TOY", "--prompt-length", "0"], "prompt_length is 0"),
+        (["train", "--cache", "TOY", "--prompt-length", "-1"], "prompt_length is -1"),
         (["train", "--cache", "TOY", "--prompt-length", "two"], "--prompt-length: found 'two', expected int"),
         (["train", "--cache", "TOY", "--heads", "5"], "heads"),
         (["train", "--cache", "TOY", "--recipe", "anchord"], "'anchored'"),
         (["train", "--cache", "TOY", "--device", "tpu"], "device"),
         (["train", "--cache", "TOY", "--shots", "0"], "shots is 0"),
         (["sweep", "--cache", "TOY", "--prompt-lengths", "1,x"], "--prompt-lengths: found 'x'"),
-        (["sweep", "--cache", "TOY", "--prompt-lengths", "0"], "prompt_length is 0"),
+        (["sweep", "--cache", "TOY", "--prompt-lengths", "-1"], "prompt_length is -1"),
         (["sweep", "--cache", "TOY", "--seeds", ","], "the list for seed is empty"),
         (["sweep", "--cache", "TOY", "--backend", "ray", "--seeds", "1"], 'pip install "spaner[ray]"'),
         (["eval", "--run", "nowhere", "--cache", "TOY"], "no run folder at nowhere"),

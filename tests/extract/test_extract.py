@@ -17,6 +17,7 @@ from spaner.cache.manifest import EncoderSpec
 from spaner.errors import CacheError, DatasetError, EncoderError, Mismatch, RecipeError
 from spaner.extract import Summary
 from spaner.extract import extract as run
+from spaner.extract.datasets.dataset import read
 from spaner.extract.datasets.imagenet import class_names
 from spaner.extract.datasets.images import FORMATS
 from spaner.extract.extract import extract as extract_
@@ -80,7 +81,7 @@ def test_stored_rows_are_the_encoders(extract: Any, class_folders: Path) -> None
             "pretrained": "random",
         },
     )
-    dataset = run.read(config.dataset)
+    dataset = read(config.dataset)
     image, text = (run.load(config, dataset, modality) for modality in ("image", "text"))
     with spaner.cache.open(summary.path) as cache:
         stored = cache.table("image/test")
@@ -170,7 +171,7 @@ def test_image_brings_the_class_names_along_and_splits_choose(extract: Any, clas
 def test_few_shot_draws_store_only_the_rows_they_need(extract: Any, class_folders: Path) -> None:
     summary = extract(class_folders, shots=(1, 2), draw_seeds=(1, 3))
     assert summary.path == Path("cache/photos2")
-    whole = [str(key) for key in run.read(f"folder:{class_folders}").splits["image"]["train"].ids]
+    whole = [str(key) for key in read(f"folder:{class_folders}").splits["image"]["train"].ids]
     labels = np.repeat([0, 1, 2], 7)
     with spaner.cache.open(summary.path) as cache:
         table = cache.table("image/train")

@@ -59,7 +59,7 @@ def normal(*shape: int) -> Tensor:
 def test_packed_equals_padded(tmp_path: Path, position: str, shape: tuple[int, ...], custom: bool) -> None:
     width, heads, layers, embed, length = shape
     tower = tower_of(tmp_path, width=width, heads=heads, layers=layers, embed=embed, custom=custom)
-    texts = [tower._split(name, length) for name in NAMES]
+    texts = [tower.pieces(name, length) for name in NAMES]
     packed, padded = tower.prompted(NAMES, length, position), Padded(tower, texts, length, position)
     assert isinstance(packed, Packed)
     for context, per_class in (

@@ -27,7 +27,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from spaner.cache import files
-from spaner.errors import RunError
+from spaner.errors import CacheError, RunError
+
+LOOKS = 5
 
 SCHEMA = "spaner-run/1"
 
@@ -87,9 +89,18 @@ def write(folder: Path, state: Mapping[str, torch.Tensor], result: Mapping[str, 
             _write_json(part / "result.json", result)
             files.settle_folder(part)  # before the name that says it is finished
             _replace(folder, part)
-            files.settle([folder])
+            _settle(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Wait until the folder's name is on the disk; another training may have put its own there meanwhile."""
+    try:
+        files.settle([folder])
+    except CacheError as refused:
+        if not isinstance(refused.__cause__, FileNotFoundError):
+            raise
 
 
 def _save(file: Path, state: Mapping[str, torch.Tensor], facts: str) -> None:
@@ -188,11 +199,23 @@ def _read_weights(file: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise RunError where the folder holds something that is not a run."""
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "result.json").exists())
-    ):
+    """Raise RunError where the folder holds something that is not a run.
+
+    Looked at more than once: another training that puts its run there takes the old one away file by file.
+    """
+    if folder.exists() and not any(_is_run(folder) for _ in range(LOOKS)):
         raise RunError(f"{folder} exists and is not a run folder; choose another place with --out")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run may take its place: nothing is there, an empty folder, or a run."""
+    try:
+        names = [each.name for each in folder.iterdir()]
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    return not names or "result.json" in names
 
 
 def _replace(folder: Path, part: Path) -> None:
