@@ -1,6 +1,7 @@
 """The other format and back, without losing a bit; and plain files for other tools."""
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,9 @@ def test_conversion_refuses_damage_and_an_existing_target(make, tmp_path: Path):
     assert not (tmp_path / "new.h5").exists()
 
 
-def test_export_is_numpy_and_a_list_of_rows(make, path: Path, tmp_path: Path, source):
+def test_export_is_numpy_and_a_list_of_rows(make, path: Path, tmp_path: Path, source, monkeypatch):
+    for name in ("pyarrow", "pyarrow.parquet"):  # as where it is not installed
+        monkeypatch.setitem(sys.modules, name, None)
     with cache.open(make(path)) as opened:
         made = cache.export(opened, tmp_path / "out")
     place = tmp_path / "out" / "image" / "train"
