@@ -49,6 +49,7 @@ def publish(
         origin: attributes of the cache, whatever tables they list.
         again: write the file even if no table joins it.
     """
+    files.clear(path.parent, chosen={path.name, parts.path.name}.__contains__)
     sealed = [
         table
         for table in parts.tables()
@@ -61,7 +62,6 @@ def publish(
         kept = [table for table in before.tables() if not mending.is_lost(before, table)] if before else []
         tables: dict[str, Store] = dict.fromkeys(kept, before) if before else {}
         tables |= dict.fromkeys(sealed, parts)
-        files.clear(path.parent, chosen={path.name, parts.path.name}.__contains__)
         hdf5_store.write(path, root_of(origin, tables), tables.items())
         if before:
             before.close()
