@@ -81,13 +81,13 @@ def train_adapter(
     momentum: float = 0.9,
 ) -> Iterator[Float[Tensor, ""]]:
     """Train both layers in place, a step for every loss that is taken."""
-    optimizer = torch.optim.SGD([down, up], lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
-    def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        f = F.normalize(adapted(pool[rows], down, up, ratio), dim=1)
-        return F.cross_entropy(scale * f @ text.T, labels[rows % len(labels)])
+    def logits(rows: Int[Tensor, " B"]) -> Float[Tensor, "B K"]:
+        return scale * F.normalize(adapted(pool[rows], down, up, ratio), dim=1) @ text.T
 
-    return descent.descend(optimizer, rates, batches, loss)
+    return descent.classify(
+        [down, up], logits, labels, rates=rates, batches=batches, weight_decay=weight_decay, momentum=momentum
+    )
 
 
 class ClipAdapter:

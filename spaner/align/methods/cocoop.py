@@ -89,13 +89,13 @@ def train_conditional(
 ) -> Iterator[Float[Tensor, ""]]:
     """Train context and network in place, a step for every loss that is taken; `x` has unit length."""
     parameters = context.parameters()
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
-    def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        logits = conditional_scores(prompted, context, x[rows], scale)
-        return F.cross_entropy(logits, labels[rows % len(labels)])
+    def logits(rows: Int[Tensor, " B"]) -> Float[Tensor, "B C"]:
+        return conditional_scores(prompted, context, x[rows], scale)
 
-    return descent.descend(optimizer, rates, batches, loss)
+    return descent.classify(
+        parameters, logits, labels, rates=rates, batches=batches, weight_decay=weight_decay, momentum=momentum
+    )
 
 
 class CoCoOp:

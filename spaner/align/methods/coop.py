@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -75,13 +74,13 @@ def train_context(
     momentum: float = 0.9,
 ) -> Iterator[Float[Tensor, ""]]:
     """Train the context in place, a step for every loss that is taken; `x` has unit length."""
-    optimizer = torch.optim.SGD([context], lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
-    def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        logits = scale * x[rows] @ class_vectors(prompted, context).T
-        return F.cross_entropy(logits, labels[rows % len(labels)])
+    def logits(rows: Int[Tensor, " B"]) -> Float[Tensor, "B C"]:
+        return scale * x[rows] @ class_vectors(prompted, context).T
 
-    return descent.descend(optimizer, rates, batches, loss)
+    return descent.classify(
+        [context], logits, labels, rates=rates, batches=batches, weight_decay=weight_decay, momentum=momentum
+    )
 
 
 class CoOp:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -40,6 +41,26 @@ def descend(
         value.backward()
         optimizer.step()
         yield value.detach()
+
+
+def classify(
+    parameters: Iterable[Tensor],
+    logits: Callable[[Rows], Float[Tensor, "B C"]],
+    labels: Int[Tensor, " N"],
+    *,
+    rates: Iterable[float],
+    batches: Iterable[Rows],
+    weight_decay: float,
+    momentum: float,
+) -> Iterator[Float[Tensor, ""]]:
+    """`descend` by SGD on the cross entropy of what `logits` says of a batch's rows; row v * N + i has the
+    label of sample i."""
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+    def loss(rows: Rows) -> Float[Tensor, ""]:
+        return F.cross_entropy(logits(rows), labels[rows % len(labels)])
+
+    return descend(optimizer, rates, batches, loss)
 
 
 def by_epoch(

@@ -121,14 +121,14 @@ def train_inside(
 ) -> Iterator[Float[Tensor, ""]]:
     """Train the module in place, a step for every loss that is taken; `pool[rows]` are tokens."""
     parameters = learned.parameters()
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
-    def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def logits(rows: Int[Tensor, " B"]) -> Float[Tensor, "B C"]:
         x = F.normalize(image_rows(pool[rows]), dim=1)
-        text = F.normalize(class_rows(), dim=1)
-        return F.cross_entropy(scale * x @ text.T, labels[rows % len(labels)])
+        return scale * x @ F.normalize(class_rows(), dim=1).T
 
-    return descent.descend(optimizer, rates, batches, loss)
+    return descent.classify(
+        parameters, logits, labels, rates=rates, batches=batches, weight_decay=weight_decay, momentum=momentum
+    )
 
 
 def tower_beside(method: str, pictures: Pictures | None) -> ImageSide:
