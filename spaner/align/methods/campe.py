@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from spaner.align.methods import prompting
 from spaner.align.methods.campe_lite import BlockMaps, check_blocks, follow_blocks, joined
 from spaner.align.methods.coop import start_context
-from spaner.align.methods.prompting import Prompted, Tower
+from spaner.align.methods.prompting import LearnedTexts, Prompted, Tower
 from spaner.align.methods.state import load_tensors, module_tensors
-from spaner.align.methods.task import Facts, Query, Task, Tools
+from spaner.align.methods.task import Facts, Task, Tools
 from spaner.settings import check, option
 
 
@@ -78,7 +78,7 @@ class CampePrompts:
         self, learned: SuffixPrompts, tower: Tower, names: list[str], negation: str, block_rows: int
     ) -> None:
         self.learned, self.before = learned, tower.context_of(f" {negation}")
-        blocks: Any = {"block_rows": block_rows or None, "recompute": block_rows > 0}
+        blocks = prompting.in_blocks(block_rows)
         length = learned.suffixes.shape[1]
         self.prompted = tower.prompted(names, length, "front", **blocks)
         self.negated = tower.prompted(names, length + len(self.before), "front", **blocks)
@@ -88,24 +88,22 @@ class CampePrompts:
         return blocks, self.learned(self.negated, self.before) if negated else None
 
 
-class Campe:
+class Campe(LearnedTexts):
     """Suffixes and maps, and one unit vector per class that the tower made with them."""
 
     Settings: ClassVar[type] = Settings
+    name: ClassVar[str] = "campe"
     training: ClassVar[Mapping[str, Any] | None] = {
         "epochs": 50,
         "batch_size": 32,
         "lr": 1e-3,
         "weight_decay": 0.0,
     }
-    reads_query: ClassVar[bool] = True
     needs_tower: ClassVar[bool] = True
-    scores_cosines: ClassVar[bool] = True
 
     def __init__(self, learned: SuffixPrompts, text: Tensor, facts: Facts) -> None:
-        self.learned, self.text, self.facts = learned, text, facts
-        self.logit_scale = facts.logit_scale
-        self.history: list[dict[str, float]] = []
+        super().__init__(text, facts)
+        self.learned = learned
 
     @classmethod
     def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
@@ -115,8 +113,8 @@ class Campe:
             RunError: no tower, or a loss that is not finite. Mismatch: a tower of other weights, or see
                 `campe_lite.check_blocks`.
         """
-        tower = prompting.tower_of("campe", task, tools)
-        dim = check_blocks("campe", settings.blocks, task)
+        tower = prompting.tower_of(cls.name, task, tools)
+        dim = check_blocks(cls.name, settings.blocks, task)
         words = f" {settings.words}" if settings.words else ""
         start = start_context(
             tower, words=words, length=settings.context, classes=settings.blocks, seed=settings.seed
@@ -130,14 +128,6 @@ class Campe:
         fitted = cls(learned.requires_grad_(requires_grad=False).cpu(), text, task.facts())
         fitted.history = history
         return fitted
-
-    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
-        """Scaled cosines, see `prompting.asked`.
-
-        Raises:
-            Mismatch: templates ask about other classes than the suffixes were learned on.
-        """
-        return prompting.asked("campe", x, query, self.text, self.facts)
 
     def state(self) -> dict[str, Tensor]:
         """Suffixes, maps and class vectors."""

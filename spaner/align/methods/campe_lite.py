@@ -26,9 +26,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spaner.align.methods import descent, prompting
+from spaner.align.methods.prompting import LearnedTexts
 from spaner.align.methods.state import load_tensors, module_tensors
 from spaner.align.methods.support import require_one_width
-from spaner.align.methods.task import Facts, Query, Task, Tools
+from spaner.align.methods.task import Facts, Task, Tools
 from spaner.errors import Mismatch, RunError
 from spaner.settings import check, option
 
@@ -199,23 +200,21 @@ def check_blocks(method: str, blocks: int, task: Task) -> int:
     return dim
 
 
-class CampeLite:
+class CampeLite(LearnedTexts):
     """Queries and maps, and one unit vector per class that they made of its templates."""
 
     Settings: ClassVar[type] = Settings
+    name: ClassVar[str] = "campe_lite"
     training: ClassVar[Mapping[str, Any] | None] = {
         "epochs": 50,
         "batch_size": 32,
         "lr": 1e-3,
         "weight_decay": 0.0,
     }
-    reads_query: ClassVar[bool] = True
-    scores_cosines: ClassVar[bool] = True
 
     def __init__(self, learned: TemplateQueries, text: Tensor, facts: Facts) -> None:
-        self.learned, self.text, self.facts = learned, text, facts
-        self.logit_scale = facts.logit_scale
-        self.history: list[dict[str, float]] = []
+        super().__init__(text, facts)
+        self.learned = learned
 
     @classmethod
     def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
@@ -224,7 +223,7 @@ class CampeLite:
         Raises:
             Mismatch: see `check_blocks`. RunError: no negated templates, or a loss that is not finite.
         """
-        dim = check_blocks("campe_lite", settings.blocks, task)
+        dim = check_blocks(cls.name, settings.blocks, task)
         texts, denied = task.text.to(tools.device), negated_texts(task, settings)
         denied = None if denied is None else denied.to(tools.device)
         learned = TemplateQueries(settings.blocks, dim).to(tools.device)
@@ -238,14 +237,6 @@ class CampeLite:
         fitted = cls(learned.requires_grad_(requires_grad=False).cpu(), text, task.facts())
         fitted.history = history
         return fitted
-
-    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
-        """Scaled cosines, see `prompting.asked`.
-
-        Raises:
-            Mismatch: templates ask about other classes than were learned.
-        """
-        return prompting.asked("campe_lite", x, query, self.text, self.facts)
 
     def state(self) -> dict[str, Tensor]:
         """Queries, maps and class vectors."""

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spaner.align.methods import descent, prompting
-from spaner.align.methods.prompting import Prompted, Tower, class_vectors
+from spaner.align.methods.prompting import LearnedTexts, Prompted, Tower, class_vectors
 from spaner.align.methods.state import check_shapes
-from spaner.align.methods.task import Facts, Query, Task, Tools
+from spaner.align.methods.task import Facts, Task, Tools
 from spaner.settings import check, option
 
 
@@ -83,24 +83,22 @@ def train_context(
     )
 
 
-class CoOp:
+class CoOp(LearnedTexts):
     """The context, and one unit vector per class that the tower made of it."""
 
     Settings: ClassVar[type] = Settings
+    name: ClassVar[str] = "coop"
     training: ClassVar[Mapping[str, Any] | None] = {
         "epochs": 50,
         "batch_size": 32,
         "lr": 2e-3,
         "weight_decay": 5e-4,
     }
-    reads_query: ClassVar[bool] = True
     needs_tower: ClassVar[bool] = True
-    scores_cosines: ClassVar[bool] = True
 
     def __init__(self, context: Tensor, text: Tensor, facts: Facts) -> None:
-        self.context, self.text, self.facts = context, text, facts
-        self.logit_scale = facts.logit_scale
-        self.history: list[dict[str, float]] = []
+        super().__init__(text, facts)
+        self.context = context
 
     @classmethod
     def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
@@ -109,7 +107,7 @@ class CoOp:
         Raises:
             RunError: no tower, or a loss that is not finite. Mismatch: a tower of other weights.
         """
-        tower = prompting.tower_of("coop", task, tools)
+        tower = prompting.tower_of(cls.name, task, tools)
         names = prompting.spoken(task.class_names)
         context = start_context(
             tower,
@@ -119,7 +117,7 @@ class CoOp:
             seed=settings.seed,
         )
         context = context.to(tower.device).requires_grad_()
-        blocks = {"block_rows": settings.block_rows or None, "recompute": settings.block_rows > 0}
+        blocks = prompting.in_blocks(settings.block_rows)
         prompted = tower.prompted(names, context.shape[-2], settings.position, **blocks)
         train = partial(train_context, prompted, context)
         history = descent.follow(train, task, settings, tools, device=tower.device)
@@ -128,14 +126,6 @@ class CoOp:
         fitted = cls(context.detach().cpu(), text, task.facts())
         fitted.history = history
         return fitted
-
-    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
-        """Scaled cosines, see `prompting.asked`.
-
-        Raises:
-            Mismatch: templates ask about other classes than the context was learned on.
-        """
-        return prompting.asked("coop", x, query, self.text, self.facts)
 
     def state(self) -> dict[str, Tensor]:
         """Context and class vectors."""

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from spaner.align.methods import descent, dual, prompting
 from spaner.align.methods.dual import ImageSide, Pictures
-from spaner.align.methods.prompting import Reached, Tower
+from spaner.align.methods.prompting import LearnedTexts, Reached, Tower
 from spaner.align.methods.state import load_tensors, module_tensors
-from spaner.align.methods.task import Facts, Query, Task, Tools
+from spaner.align.methods.task import Facts, Task, Tools
 from spaner.settings import check, option
 
 BLOCK = 0
@@ -130,28 +130,26 @@ def names_behind(rest: str, names: tuple[str, ...]) -> list[str]:
     return [f"{rest} {name}".strip() for name in prompting.spoken(names)]
 
 
-class MaPLe:
+class MaPLe(LearnedTexts):
     """The prompts, and one unit vector per class that the text tower made with them."""
 
     Settings: ClassVar[type] = Settings
+    name: ClassVar[str] = "maple"
     training: ClassVar[Mapping[str, Any] | None] = {
         "epochs": 5,
         "batch_size": 4,
         "lr": 3.5e-3,
         "weight_decay": 5e-4,
     }
-    reads_query: ClassVar[bool] = True
     needs_tower: ClassVar[bool] = True
-    scores_cosines: ClassVar[bool] = True
     needs_pictures: ClassVar[bool] = True
     block: int = BLOCK
 
     def __init__(
         self, prompts: DeepPrompts, text: Tensor, facts: Facts, pictures: Pictures | None = None
     ) -> None:
-        self.prompts, self.text, self.facts, self.pictures = prompts, text, facts, pictures
-        self.logit_scale = facts.logit_scale
-        self.history: list[dict[str, float]] = []
+        super().__init__(text, facts)
+        self.prompts, self.pictures = prompts, pictures
 
     @classmethod
     def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
@@ -160,16 +158,16 @@ class MaPLe:
         Raises:
             RunError: no tower, too few blocks, or a loss that is not finite. Mismatch: other weights.
         """
-        tower, pictures = dual.sides_of("maple", task, tools, settings.depth)
+        tower, pictures = dual.sides_of(cls.name, task, tools, settings.depth)
         context, rest = start_prompts(tower, settings.words, settings.context, settings.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             prompts = DeepPrompts(
                 context.cpu(), settings.depth, pictures.tower.width, rounded=settings.rounded
             ).to(tower.device)
-        blocks = {"block_rows": settings.block_rows or None, "recompute": settings.block_rows > 0}
+        blocks = prompting.in_blocks(settings.block_rows)
         prompted = tower.prompted(names_behind(rest, task.class_names), len(context), **blocks)
-        image_rows = partial(prompts.image_rows, pictures.tower, recompute=settings.block_rows > 0)
+        image_rows = partial(prompts.image_rows, pictures.tower, recompute=blocks["recompute"])
         train = partial(dual.train_inside, prompts, image_rows, partial(prompts.class_rows, prompted))
         pool = dual.TokenPool(pictures, task, BLOCK)
         history = descent.follow(train, task, settings, tools, device=tower.device, pool=pool)
@@ -185,15 +183,7 @@ class MaPLe:
         Raises:
             RunError: a loaded run without a tower.
         """
-        return self.prompts.image_rows(dual.tower_beside("maple", self.pictures), tokens)
-
-    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
-        """Scaled cosines of unit rows of the adapted image tower, see `prompting.asked`.
-
-        Raises:
-            Mismatch: templates ask about other classes than the prompts were learned on.
-        """
-        return prompting.asked("maple", x, query, self.text, self.facts)
+        return self.prompts.image_rows(dual.tower_beside(self.name, self.pictures), tokens)
 
     def state(self) -> dict[str, Tensor]:
         """Prompts, maps and class vectors."""

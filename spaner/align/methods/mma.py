@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from spaner.align.methods import descent, dual, prompting
 from spaner.align.methods.dual import ImageSide, Pictures
+from spaner.align.methods.prompting import LearnedTexts
 from spaner.align.methods.state import load_tensors, module_tensors
-from spaner.align.methods.task import Facts, Query, Task, Tools
+from spaner.align.methods.task import Facts, Task, Tools
 from spaner.errors import RecipeError
 from spaner.settings import check, option
 
@@ -122,28 +123,26 @@ class _Beside:
         return self.strength * scaled(out, 1 / self.strength)
 
 
-class Mma:
+class Mma(LearnedTexts):
     """The adapters, and one unit vector per class that the text tower made with them."""
 
     Settings: ClassVar[type] = Settings
+    name: ClassVar[str] = "mma"
     training: ClassVar[Mapping[str, Any] | None] = {
         "epochs": 5,
         "batch_size": 16,
         "lr": 1.5e-3,
         "weight_decay": 5e-4,
     }
-    reads_query: ClassVar[bool] = True
     needs_tower: ClassVar[bool] = True
-    scores_cosines: ClassVar[bool] = True
     needs_pictures: ClassVar[bool] = True
 
     def __init__(
         self, adapters: Adapters, text: Tensor, facts: Facts, pictures: Pictures | None = None
     ) -> None:
-        self.adapters, self.text, self.facts, self.pictures = adapters, text, facts, pictures
+        super().__init__(text, facts)
+        self.adapters, self.pictures = adapters, pictures
         self.block = adapters.blocks[0] - 1
-        self.logit_scale = facts.logit_scale
-        self.history: list[dict[str, float]] = []
 
     @classmethod
     def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
@@ -152,15 +151,15 @@ class Mma:
         Raises:
             RunError: no tower, too few blocks, or a loss that is not finite. Mismatch: other weights.
         """
-        tower, pictures = dual.sides_of("mma", task, tools, settings.end)
+        tower, pictures = dual.sides_of(cls.name, task, tools, settings.end)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             adapters = _built(settings, tower.width, pictures.tower.width).to(tower.device)
         context = tower.context_of(settings.words.replace("_", " "))
-        blocks = {"block_rows": settings.block_rows or None, "recompute": settings.block_rows > 0}
+        blocks = prompting.in_blocks(settings.block_rows)
         prompted = tower.prompted(prompting.spoken(task.class_names), len(context), **blocks)
         begun = prompted.begun(context[None], settings.start - 1)
-        image_rows = partial(adapters.image_rows, pictures.tower, recompute=settings.block_rows > 0)
+        image_rows = partial(adapters.image_rows, pictures.tower, recompute=blocks["recompute"])
         train = partial(dual.train_inside, adapters, image_rows, partial(adapters.class_rows, begun))
         pool = dual.TokenPool(pictures, task, settings.start - 1)
         history = descent.follow(train, task, settings, tools, device=tower.device, pool=pool)
@@ -176,15 +175,7 @@ class Mma:
         Raises:
             RunError: a loaded run without a tower.
         """
-        return self.adapters.image_rows(dual.tower_beside("mma", self.pictures), tokens)
-
-    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
-        """Scaled cosines of unit rows of the adapted image tower, see `prompting.asked`.
-
-        Raises:
-            Mismatch: templates ask about other classes than the adapters were learned on.
-        """
-        return prompting.asked("mma", x, query, self.text, self.facts)
+        return self.adapters.image_rows(dual.tower_beside(self.name, self.pictures), tokens)
 
     def state(self) -> dict[str, Tensor]:
         """Adapters and class vectors."""

@@ -5,7 +5,7 @@ All tensors of one call lie on one device and have one type. Nothing here is lea
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,11 @@ def spoken(names: Iterable[str]) -> list[str]:
     return [name.replace("_", " ") for name in names]
 
 
+def in_blocks(rows: int) -> dict[str, Any]:
+    """The setting `block_rows` as `Tower.prompted` takes it: 0 is all at once, and nothing computed again."""
+    return {"block_rows": rows or None, "recompute": rows > 0}
+
+
 def class_vectors(prompted: Prompted, context: Float[Tensor, "*C M W"]) -> Float[Tensor, "C D"]:
     """Unit vectors of all names in one context, or each in its own (three axes)."""
     own = context.ndim == 3
@@ -120,6 +125,27 @@ def asked(
         return facts.logit_scale * x @ query.texts.classes.T
     check_classes(method, facts.class_names, query)
     return facts.logit_scale * x @ text.T
+
+
+class LearnedTexts:
+    """A method that leaves one unit vector per class: templates are answered with them, see `asked`."""
+
+    name: ClassVar[str]
+    reads_query: ClassVar[bool] = True
+    scores_cosines: ClassVar[bool] = True
+
+    def __init__(self, text: Float[Tensor, "C D"], facts: Facts) -> None:
+        self.text, self.facts = text, facts
+        self.logit_scale = facts.logit_scale
+        self.history: list[dict[str, float]] = []
+
+    def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
+        """Scaled cosines, see `asked`.
+
+        Raises:
+            Mismatch: templates ask about other classes than were learned.
+        """
+        return asked(self.name, x, query, self.text, self.facts)
 
 
 def apart(
