@@ -8,9 +8,11 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from spaner.align.methods import method as methods
+from spaner.align.methods.gda import Gda
 from spaner.align.methods.task import Tools
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.select import Judge, fit_chosen, surprise
+from spaner.settings import option
 from tests.align.few_shot import CLASSES, task
 
 LABELS = torch.arange(6).repeat(5)
@@ -81,6 +83,31 @@ def test_a_method_is_fitted_once_for_all_that_it_can_be_tuned_to(monkeypatch):
     assert receipt.tried[0] == {"alpha": 0.1}
     assert sorted(choice["alpha"] for choice in receipt.tried) == sorted(10.0**i for i in range(-4, 3))
     assert config.alpha == receipt.choice["alpha"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoSettings:
+    """One grid that needs a fit for each value, its default not the first; one that is tuned."""
+
+    alpha: float = option(0.1, "Tuned.", low=0, grid=(0.1, 1.0))
+    shrinkage: float = option(1.0, "Refitted.", low=0, grid=(0.01, 1.0, 30.0))
+
+
+class TwoGrids(Gda):
+    Settings = TwoSettings
+
+
+def test_what_is_tuned_belongs_to_the_fit_of_its_combination(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "two_grids", f"{__name__}:TwoGrids")
+    own = task()
+    _, _, receipt = fit_chosen(TwoGrids, own, TrainConfig(method="two_grids"), Tools())
+    assert len(receipt.tried) == 2 * 3
+    held = own.validation
+    assert held is not None
+    for choice, nll in zip(receipt.tried, receipt.nll, strict=True):
+        alone = TwoGrids.fit(own, TrainConfig(method="two_grids", **choice), Tools())
+        rows = surprise(alone.scores(held.x[:, 0], own.query()), held.labels)
+        assert nll == pytest.approx(float(rows.mean()), rel=1e-5)
 
 
 def test_validation_labels_alone_decide(monkeypatch):

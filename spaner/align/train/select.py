@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spaner.align.methods.descent import accuracy
 from spaner.align.methods.method import Tunable
 from spaner.align.methods.task import Task, Tools
 from spaner.align.train.config import TrainConfig
@@ -101,17 +102,15 @@ def _candidates(
     x, query = task.validation.x[:, 0], task.query("text")  # the centre view, which evaluation sees
     published = {name: getattr(config, name) for name in grid}
     own = {name: published[name] for name in refit}
-    fitted = method.fit(task, config, tools)
-    yield published, fitted, fitted.scores(x, query)
+    first = method.fit(task, config, tools)
+    yield published, first, first.scores(x, query)
     for values in itertools.product(*refit.values()):
         choice = dict(zip(refit, values, strict=True))
-        if choice != own:
-            fitted = method.fit(task, config.replace(**choice), tools)
-            if not after:
-                yield choice, fitted, fitted.scores(x, query)
-        elif not after:
-            continue
-        for further, scores in fitted.tune(x, query, after) if after else ():
+        if choice == own and not after:
+            continue  # it came first
+        fitted = first if choice == own else method.fit(task, config.replace(**choice), tools)
+        tried = fitted.tune(x, query, after) if after else [({}, fitted.scores(x, query))]
+        for further, scores in tried:
             if (combination := choice | further) != published:
                 yield combination, fitted, scores
 
@@ -183,8 +182,3 @@ def surprise(scores: Float[Tensor, "n C"], labels: Int[Tensor, " n"]) -> Float[T
             if scale != toward:
                 break
     return best
-
-
-def accuracy(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
-    """Share of rows whose highest score is their class's."""
-    return float((scores.argmax(1) == labels).double().mean())
