@@ -25,7 +25,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spaner.align.methods.gda import gaussian_head, shrunk_covariance
-from spaner.align.methods.proker import QUICK_ROWS, KernelProblem, frequencies, published
+from spaner.align.methods.proker import (
+    QUICK_ROWS,
+    KernelProblem,
+    fourier,
+    frequencies,
+    kernel,
+    published,
+)
 from spaner.align.methods.support import class_means, trained_texts
 from spaner.align.methods.task import Query, Task
 from spaner.settings import option
@@ -130,10 +137,8 @@ class Kernel(nn.Module):
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """Logits of every class that was learned, in blocks of rows."""
-        exact = len(self.solved) == len(self.rows)
-        problem = KernelProblem(self.rows, x.new_zeros(0).long(), self.rows, None if exact else self.rows)
-        beta = float(self.beta)
-        return torch.cat([problem.against(part, beta) @ self.solved for part in x.split(1024)])
+        near = kernel if len(self.solved) == len(self.rows) else fourier
+        return torch.cat([near(part, self.rows, float(self.beta)) @ self.solved for part in x.split(1024)])
 
 
 class ClosedFormPrior(nn.Module):
@@ -204,13 +209,13 @@ class ClosedFormPrior(nn.Module):
         kernels = [(choice, head(x)[:, columns]) for choice, head in self._kernels(grids)]
         gaussians = [(choice, head(x)[:, columns]) for choice, head in self._gaussians(grids)]
         alphas = grids.get("prior_weight", (self.own.prior_weight,)) if gaussians else ()
-        for kernel, near in kernels or [({}, x.new_zeros(()))]:
+        for solved, near in kernels or [({}, x.new_zeros(()))]:
             added = self.own.kernel_weight * near
             for shrinkage, far in gaussians:
                 for alpha in alphas:
-                    yield {**kernel, **shrinkage, "prior_weight": alpha}, added + alpha * far
+                    yield {**solved, **shrinkage, "prior_weight": alpha}, added + alpha * far
             if not gaussians:
-                yield kernel, added
+                yield solved, added
 
     def _kernels(self, grids: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[dict[str, Any], Kernel]]:
         if self.kernel is None or self._task is None:
@@ -219,8 +224,8 @@ class ClosedFormPrior(nn.Module):
         for values in itertools.product(*(grids[name] for name in names)):
             choice = dict(zip(names, values, strict=True))
             own = replace(self.own, **choice)
-            kernel = Kernel(len(self.class_names), self.width)
-            yield choice, kernel.fit(self._task, own.kernel_beta, own.kernel_lam)
+            head = Kernel(len(self.class_names), self.width)
+            yield choice, head.fit(self._task, own.kernel_beta, own.kernel_lam)
 
     def _gaussians(self, grids: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[dict[str, Any], Gaussians]]:
         if self.gaussians is None or self._task is None:

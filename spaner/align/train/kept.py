@@ -31,12 +31,8 @@ class KeptResults:
         file = self.file(decided)
         try:
             return json.loads(file.read_text(encoding="utf-8"))
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-        ):  # not there, or half-written
-            pass
+        except (OSError, ValueError, RecursionError):
+            pass  # not there, or half-written
         found = make()
         files.write_result(file, json.dumps(found))
         return found
