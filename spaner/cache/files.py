@@ -59,6 +59,18 @@ def _refusal(error: OSError, path: Path, option: str) -> str:
     )
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A neighbour to write into, which takes the place of `path` at the end, or goes where that fails."""
+    part = temporary(path)
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def write(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
     """Replace `path` by `data` in one step; `durable` waits until it is on the disk."""
     _write(path, data, durable=durable, error=CacheError, option="--cache")
@@ -67,18 +79,12 @@ def write(path: Path, data: bytes | memoryview, *, durable: bool = False) -> Non
 def _write(
     path: Path, data: bytes | memoryview, *, durable: bool, error: type[SpanerError], option: str
 ) -> None:
-    part = temporary(path)
     with writing(path, error, option):
-        try:
-            with part.open("xb") as stream:
-                stream.write(data)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with replacing(path) as part, part.open("xb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         if durable:
             _sync(path.parent)
 

@@ -32,13 +32,13 @@ def transfer(
     """
     from spaner.align.score.transfer import transfer as ask
     from spaner.align.train import run as checkpoint
+    from spaner.cache.files import write_result
 
     loaded = {str(folder): checkpoint.load(folder) for folder in runs}
     rows = ask(loaded, to)
     halves = [_halves(name, run) for name, run in loaded.items()] if base_to_new else []
     told = {"check": "transfer", "rows": rows, "base_to_new": halves}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "transfer.json").write_text(jsons.dumps(told, indent=2) + "\n", encoding="utf-8")
+    write_result(out / "transfer.json", jsons.dumps(told, indent=2) + "\n")
     if json:
         console.dump(told)
         return

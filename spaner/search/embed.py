@@ -213,15 +213,14 @@ def _finish(place: Path, out: Path) -> None:
     with caches.open(place) as cache:
         vectors = [cache.table(name).read()[:, 0].astype(np.float32) for name in cache.tables()]
         columns = _columns(cache)
-    part = out.with_name(f".{out.name}.part")
     with disk.writing(out):
-        if out.suffix == ".npy":
-            with part.open("wb") as file:
-                np.save(file, np.concatenate(vectors))
-            _write_csv(out.with_suffix(".csv"), columns)
-        else:
-            _write_parquet(part, columns, np.concatenate(vectors))
-        part.replace(out)
+        with disk.replacing(out) as part:
+            if out.suffix == ".npy":
+                with part.open("xb") as file:
+                    np.save(file, np.concatenate(vectors))
+                _write_csv(out.with_suffix(".csv"), columns)
+            else:
+                _write_parquet(part, columns, np.concatenate(vectors))
         shutil.rmtree(place)
 
 

@@ -115,9 +115,8 @@ def build(
         if with_graph:
             vectors = np.load(out / "vectors.npy", mmap_mode="r")
             facts["recall@10"] = approximate.build(vectors, out / "graph.usearch")
-        part = out / ".index.json.part"
-        part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(out / "index.json")
+        told = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        disk.write(out / "index.json", told.encode("utf-8"))
     return facts
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from spaner import cache as caches
 from spaner.align.methods.attention import AttentionAligner
 from spaner.align.train.run import Run
+from spaner.cache import files as disk
 from spaner.errors import EncoderError, RunError
 from spaner.extract import pipeline
 from spaner.extract.datasets import images
@@ -148,8 +149,7 @@ def _export(module: nn.Module, x: Tensor, wanted: np.ndarray, modality: str, fil
     """Write the graph of a module and compare what it makes of `x` with what the run itself says."""
     check_installed()
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    try:
+    with disk.replacing(file) as part:
         _write(module.eval(), x, part)
         found = run_graph(part, x.numpy())
         difference = float(np.abs(found - wanted).max())
@@ -158,9 +158,6 @@ def _export(module: nn.Module, x: Tensor, wanted: np.ndarray, modality: str, fil
                 f"{file}: the graph differs from torch by {difference:.2g} on {len(x)} rows; expected up to "
                 f"{TOLERANCE:g}; nothing was kept; please report this"
             )
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
     return Exported(file, modality, len(x), difference)
 
 

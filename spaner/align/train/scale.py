@@ -34,6 +34,7 @@ from spaner.align.train.fit import fit
 from spaner.align.train.joint import trained_together
 from spaner.align.train.kept import KeptResults
 from spaner.align.train.run import Run
+from spaner.cache import files
 from spaner.errors import CacheError, RecipeError
 from spaner.progress import Progress
 
@@ -91,7 +92,7 @@ def scale(
         ]
         result = Scaling(opened.dataset, config.title, names, list(seeds), rows)
         told = {"check": "scale", **asdict(result)}
-        (folder / "scale.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        files.write_result(folder / "scale.json", json.dumps(told, indent=2) + "\n")
         return result
 
 
