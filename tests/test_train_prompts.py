@@ -1,7 +1,6 @@
 """CoOp and CoCoOp from a cache of the embedded digits, with the tower that `cli` hands over."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from spaner.errors import EncoderError, Mismatch, RunError
 from spaner.extract.config import ExtractConfig
 from spaner.extract.encoders import encoder
 from spaner.extract.extract import extract
-
-sys.path.insert(0, str(Path(__file__).parent / "align"))
-import pictured
+from tests.align import pictured
 
 FEW = {"shots": 1, "device": "cpu", "epochs": 2}
 

@@ -41,7 +41,8 @@ def search(
         raise RecipeError(f"--space {space}: expected trained or frozen; leave it out for trained")
     opened = open_index(index)
     which = Filter(modality or [], split or [], class_name or [])
-    opened.spans(which), opened.kept(which)  # a name that is not there costs no encoder
+    opened.spans(which)  # a name that is not there costs no encoder
+    opened.kept(which)
     asker = asker_of(opened, run, encoder_files(model, weights, device))
     asked = ask(asker, query)
     hits = found(opened, asker, asked, space=space, k=top, which=which, exact=exact)

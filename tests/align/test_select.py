@@ -81,6 +81,7 @@ def test_a_method_is_fitted_once_for_all_that_it_can_be_tuned_to(monkeypatch):
     _, config, receipt = fit_chosen(gda, task(), TrainConfig(method="gda"), Tools())
     assert len(fits) == 1
     assert receipt.tried[0] == {"alpha": 0.1}
+    assert receipt.choice is not None
     assert sorted(choice["alpha"] for choice in receipt.tried) == sorted(10.0**i for i in range(-4, 3))
     assert config.alpha == receipt.choice["alpha"]
 

@@ -129,7 +129,7 @@ def test_an_hdf5_file_lists_its_tables_too(make, tmp_path: Path):
 
     made = make(tmp_path / "cache.h5")
     with h5py.File(made, "r+") as file:
-        listed = json.loads(file.attrs["tables"])
+        listed = json.loads(np.asarray(file.attrs["tables"]).tobytes())
         assert list(listed) == ["image/train", "text/vanilla"]
         del file["text/vanilla"]
     assert ("text/vanilla", "missing") in problems(made)

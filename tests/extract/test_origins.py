@@ -96,5 +96,6 @@ def test_a_half_done_table_ends_with_rows_of_one_state(
     assert any(
         "changed since their rows were encoded; their 1 chunks are encoded again" in n for n in summary.notes
     )
-    extract(**settings | {"cache": tmp_path / "fresh"})
+    fresh: dict[str, Any] = settings | {"cache": tmp_path / "fresh"}
+    extract(**fresh)
     np.testing.assert_array_equal(rows(settings["cache"]), rows(tmp_path / "fresh"))

@@ -265,8 +265,9 @@ def test_a_part_with_other_settings_weights_or_version_is_refused(
 ) -> None:
     cache = tmp_path / "cache"
     extract(**settings, cache=cache, part="1/3")
+    larger: dict[str, Any] = settings | {"batch_size": 4}
     with pytest.raises(Mismatch, match=r"is being filled with --batch-size 2, asked for 4; give every part"):
-        extract(**settings | {"batch_size": 4}, cache=cache, part="2/3")
+        extract(**larger, cache=cache, part="2/3")
     manifest = cache / "image/train/zarr.json"
     plain = manifest.read_text()
     told = json.loads(plain)

@@ -211,7 +211,7 @@ def test_a_flipped_row_of_an_hdf5_file_is_repaired(
     spaner.cache.convert(cache, file)
     whole = file.read_bytes()
     with spaner.cache.open(cache) as opened:
-        row = opened.table("image/train").read([4]).tobytes()
+        row = opened.table("image/train").read(np.array([4])).tobytes()
     for bit in (whole.index(row) * 8 + 5, 300 * 8):  # a feature; the space that HDF5 leaves to the user
         flip_bit(file, bit)
         with spaner.cache.open(file) as opened:

@@ -1,7 +1,6 @@
 """Token tables: `spaner extract --tokens`, and who reads them."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from spaner.extract.extract import extract
 from spaner.extract.listing import Origin
 from spaner.extract.pictures import pictures_of
 from spaner.extract.repair import repair
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
-import pictured
+from tests.align import pictured
 
 QUICK: dict[str, Any] = {"method": "mma", "start": 3, "end": 3, "epochs": 2, "shots": 2, "device": "cpu"}
 SIZE = 5 * 48
@@ -110,7 +107,11 @@ def test_a_damaged_chunk_is_extracted_again(kept: Path, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[100] ^= 255
     file.write_bytes(data)
-    told = {"dataset": f"folder:{folder / 'photos'}", "model": str(folder / "tiny.json"), "device": "cpu"}
+    told: dict[str, Any] = {
+        "dataset": f"folder:{folder / 'photos'}",
+        "model": str(folder / "tiny.json"),
+        "device": "cpu",
+    }
     assert repair(folder / "cache", **told).repaired == 1
     with caches.open(folder / "cache") as mended:
         assert not mended.verify()
@@ -180,7 +181,7 @@ class TestRefusals:
     def test_tokens_that_there_cannot_be(
         self, plain: Path, tmp_path: Path, options: Any, error: Any, line: str
     ) -> None:
-        told = {"dataset": f"folder:{plain / 'photos'}", "model": str(plain / "tiny.json")}
+        told: dict[str, Any] = {"dataset": f"folder:{plain / 'photos'}", "model": str(plain / "tiny.json")}
         with pytest.raises(error, match=line):
             extract(cache=tmp_path / "c", pretrained="random", device="cpu", **told | options)
 
@@ -217,7 +218,7 @@ class TestRefusals:
             tower.sha256 = own
 
     def test_a_text_side_that_looks_both_ways(self, tmp_path: Path, cli: Callable[..., Any]) -> None:
-        model = pictured.MODEL | {"custom_text": True}
+        model: dict[str, Any] = pictured.MODEL | {"custom_text": True}
         model["text_cfg"] = model["text_cfg"] | {"no_causal_mask": True}
         folder = tmp_path / "both"
         folder.mkdir()

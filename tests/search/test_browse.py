@@ -93,7 +93,12 @@ def test_it_answers_its_own_host_name_alone(server: BrowseServer) -> None:
         status, _, body = get(server, "/api/about", Host=host)
         assert status == 403, host
         assert b"classes" not in body
-    for foreign in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+    refused: list[dict[str, Any]] = [
+        {"Origin": "http://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "null"},
+    ]
+    for foreign in refused:
         assert get(server, "/api/about", **foreign)[0] == 403
         assert get(server, "/api/drop", "POST", b"x", **foreign)[0] == 403
 
