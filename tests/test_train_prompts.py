@@ -17,7 +17,7 @@ from spaner.align.report.table import plain
 from spaner.align.score.evaluate import evaluate
 from spaner.align.score.tables import queries
 from spaner.align.train import run as checkpoint
-from spaner.align.train.compare import compare
+from spaner.align.train.compare import compare, refused
 from spaner.align.train.fit import fit
 from spaner.cli import app
 from spaner.cli.towers import Towers
@@ -126,6 +126,13 @@ def test_a_tower_method_stands_in_a_comparison(few: Path, tmp_path: Path) -> Non
     assert rows["coop"]["parameters"].value > 0
 
 
+def test_a_comparison_asks_a_tower_method_about_new_classes(few: Path, tmp_path: Path) -> None:
+    told: Any = {"shots": [1], "seeds": [1], "workers": 1, "towers": Towers(), "base_to_new": True}
+    (found,) = compare([few], ["zero_shot", "coop"], out=tmp_path / "compared", **told)
+    assert all(row["H"].value > 0 for row in found.rows)
+    assert refused(found) == []
+
+
 def test_a_tower_method_stands_beside_its_published_row(few: Path, tmp_path: Path) -> None:
     told: Any = {"seeds": (1,), "epochs": 1, "methods": ("coop",), "towers": Towers()}
     setup = Setup("table1", "digits", few, tmp_path / "made", **told)
@@ -144,12 +151,21 @@ def test_an_encoder_without_blocks_is_refused(few: Path, tmp_path: Path, cli: Ca
     assert done.err.count("\n") == 1
 
 
-def test_other_classes_are_refused_by_coop_and_read_by_cocoop(cache: Path, x: torch.Tensor) -> None:
+def test_other_classes_go_into_the_learned_words_where_the_tower_is(
+    cache: Path, x: torch.Tensor, tmp_path: Path
+) -> None:
+    """A loaded CoOp has no tower and refuses; so does one with words for each class."""
     query = asked(cache)["text"]
     other = Query("text", (*query.class_names[:-1], "a stranger"), query.texts)
     tower = tower_of(cache)
-    with pytest.raises(Mismatch, match="a stranger"):
-        fit(cache, method="coop", text_tower=tower, **FEW).model.scores(x, other)
+    coop = fit(cache, method="coop", text_tower=tower, **FEW)
+    scores, known = coop.model.scores(x, other), coop.model.scores(x, query)
+    torch.testing.assert_close(scores[:, :-1], known[:, :-1], rtol=1e-4, atol=1e-4)
+    assert float((scores[:, -1] - known[:, -1]).abs().min()) > 1e-4
+    own = fit(cache, method="coop", text_tower=tower, class_specific=True, **FEW)
+    for run in (checkpoint.load(coop.save(tmp_path / "run")), own):
+        with pytest.raises(Mismatch, match="a stranger"):
+            run.model.scores(x, other)
     found = fit(cache, method="cocoop", text_tower=tower, **FEW).model.scores(x, other)
     assert found.shape == (7, 10)
 

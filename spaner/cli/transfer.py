@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from spaner.cli import console
+from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 HALVES = ["run", "classes", "base", "new", "H", "frozen base", "new", "H"]
 
@@ -24,6 +25,10 @@ def transfer(
         ),
     ] = True,
     out: Annotated[Path, typer.Option(help="Folder for transfer.json.")] = Path("transfer"),
+    text_model: TextModel = None,
+    text_weights: TextWeights = None,
+    pixels: Pixels = None,
+    data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Score trained runs on other data sets without training, beside the frozen encoder.
@@ -35,6 +40,9 @@ def transfer(
     from spaner.cache.files import write_result
 
     loaded = {str(folder): checkpoint.load(folder) for folder in runs}
+    towers = Towers(text_model, text_weights, pixels, data_root)
+    for run in loaded.values():
+        run.towers = towers
     rows = ask(loaded, to)
     halves = [_halves(name, run) for name, run in loaded.items()] if base_to_new else []
     told = {"check": "transfer", "rows": rows, "base_to_new": halves}
@@ -56,7 +64,7 @@ def _halves(name: str, run: Any) -> dict[str, Any]:
     if run.cache is None or not run.cache.exists():
         return {"run": name, "reason": "the run's own cache is not where it was"}
     try:
-        return {"run": name, **base_to_new(run.cache, run.config)}
+        return {"run": name, **base_to_new(run.cache, run.config, run.towers)}
     except SpanerError as error:
         return {"run": name, "reason": str(error)}
 

@@ -19,6 +19,7 @@ from spaner.align.score.adapted import scored_table
 from spaner.align.score.evaluate import evaluate
 from spaner.align.score.tables import queries
 from spaner.align.train import run as checkpoint
+from spaner.align.train.base_to_new import base_to_new
 from spaner.align.train.config import TrainConfig, parts_of
 from spaner.align.train.fit import fit
 from spaner.align.train.sweep import scores, sweep
@@ -207,6 +208,23 @@ def test_other_classes_are_read_or_refused_by_name(run, cache, x):
         return
     assert found.shape == (ROWS, len(cache.class_names))
     assert run.model.reads_query, "who ignores the query must refuse it"
+
+
+def test_new_classes_are_asked_through_its_towers(method, cache, towers):
+    """Trained on half of the classes, it puts the names of the others into what it learned."""
+    if not needs(method, "needs_tower"):
+        pytest.skip("it needs the cache alone")
+    told = settings(method)
+    if needs(method, "needs_pictures"):
+        told["epochs"] = 60  # half of the rows make half of the steps
+    found = base_to_new(cache.path, TrainConfig(**told), towers)
+    assert found["reason"] is None
+    text, count = found["text"], len(cache.class_names)
+    assert text["base"] > 1.5 / ((count + 1) // 2), "rows of the base classes keep their labels"
+    assert 0 < text["new"] <= 1
+    assert text["H"] == pytest.approx(2 * text["base"] * text["new"] / (text["base"] + text["new"]))
+    plain = base_to_new(cache.path, TrainConfig(**settings("zero_shot")))
+    assert found["zero_shot"] == plain["zero_shot"]
 
 
 def test_every_sweepable_setting_sweeps(method, towers, cache, tmp_path):

@@ -15,6 +15,7 @@ suffixes and the identity's rows as maps: untrained, it is zero-shot with "[name
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -125,8 +126,13 @@ class Campe(LearnedTexts):
         history = follow_blocks(asked, learned, task, settings, tools, tower.device)
         with torch.no_grad():
             text = joined(asked(negated=False)[0]).cpu()
-        fitted = cls(learned.requires_grad_(requires_grad=False).cpu(), text, task.facts())
+        there = deepcopy(learned.requires_grad_(requires_grad=False))
+        fitted = cls(learned.cpu(), text, task.facts())
         fitted.history = history
+        blocks = prompting.in_blocks(settings.block_rows)
+        fitted.speak = lambda names: joined(
+            there(tower.prompted(prompting.spoken(names), there.suffixes.shape[1], "front", **blocks))
+        )
         return fitted
 
     def state(self) -> dict[str, Tensor]:

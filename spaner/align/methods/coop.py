@@ -125,6 +125,11 @@ class CoOp(LearnedTexts):
             text = class_vectors(prompted, context).cpu()
         fitted = cls(context.detach().cpu(), text, task.facts())
         fitted.history = history
+        if not settings.class_specific:
+            length, own = context.shape[-2], context.detach()
+            fitted.speak = lambda names: class_vectors(
+                tower.prompted(prompting.spoken(names), length, settings.position, **blocks), own
+            )
         return fitted
 
     def state(self) -> dict[str, Tensor]:

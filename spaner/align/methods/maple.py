@@ -14,7 +14,7 @@ rounded to float16 unless asked for; one of the cached views an epoch instead of
 is run once for all names (exact).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -125,7 +125,7 @@ def start_prompts(tower: Tower, words: str, length: int, seed: int) -> tuple[Flo
     return tower.context_of(" ".join(spoken[:length])), " ".join(spoken[length:])
 
 
-def names_behind(rest: str, names: tuple[str, ...]) -> list[str]:
+def names_behind(rest: str, names: Sequence[str]) -> list[str]:
     """Names as they follow the learned vectors."""
     return [f"{rest} {name}".strip() for name in prompting.spoken(names)]
 
@@ -175,6 +175,12 @@ class MaPLe(LearnedTexts):
             text = nn.functional.normalize(prompts.class_rows(prompted), dim=1).cpu()
         fitted = cls(prompts.requires_grad_(requires_grad=False), text, task.facts(), pictures)
         fitted.history = history
+
+        def speak(names: Sequence[str]) -> Float[Tensor, "C D"]:
+            other = tower.prompted(names_behind(rest, names), len(context), **blocks)
+            return nn.functional.normalize(prompts.class_rows(other), dim=1)
+
+        fitted.speak = speak
         return fitted
 
     def image_rows(self, tokens: Float[Tensor, "B T V"]) -> Float[Tensor, "B D"]:

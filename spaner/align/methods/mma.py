@@ -13,7 +13,7 @@ after block `start - 1`. Differs from the authors' code in: float32 instead of m
 cached views an epoch; class vectors are those of the last step (theirs are kept from the first evaluation).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -157,8 +157,12 @@ class Mma(LearnedTexts):
             adapters = _built(settings, tower.width, pictures.tower.width).to(tower.device)
         context = tower.context_of(settings.words.replace("_", " "))
         blocks = prompting.in_blocks(settings.block_rows)
-        prompted = tower.prompted(prompting.spoken(task.class_names), len(context), **blocks)
-        begun = prompted.begun(context[None], settings.start - 1)
+
+        def begun_of(names: Sequence[str]) -> Any:
+            prompted = tower.prompted(prompting.spoken(names), len(context), **blocks)
+            return prompted.begun(context[None], settings.start - 1)
+
+        begun = begun_of(task.class_names)
         image_rows = partial(adapters.image_rows, pictures.tower, recompute=blocks["recompute"])
         train = partial(dual.train_inside, adapters, image_rows, partial(adapters.class_rows, begun))
         pool = dual.TokenPool(pictures, task, settings.start - 1)
@@ -167,6 +171,7 @@ class Mma(LearnedTexts):
             text = nn.functional.normalize(adapters.class_rows(begun), dim=1).cpu()
         fitted = cls(adapters.requires_grad_(requires_grad=False), text, task.facts(), pictures)
         fitted.history = history
+        fitted.speak = lambda names: nn.functional.normalize(adapters.class_rows(begun_of(names)), dim=1)
         return fitted
 
     def image_rows(self, tokens: Float[Tensor, "B T V"]) -> Float[Tensor, "B D"]:

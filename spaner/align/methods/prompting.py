@@ -4,7 +4,7 @@
 All tensors of one call lie on one device and have one type. Nothing here is learned by itself.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -112,23 +112,40 @@ def tower_of(method: str, task: Task, tools: Tools) -> Tower:
     return tower
 
 
+Speak = Callable[[Sequence[str]], Float[Tensor, "C D"]]
+"""Names -> unit class vectors in the learned prompt, through the tower."""
+
+
 def asked(
-    method: str, x: Float[Tensor, "N D"], query: Query, text: Float[Tensor, "C D"], facts: Facts
+    method: str,
+    x: Float[Tensor, "N D"],
+    query: Query,
+    text: Float[Tensor, "C D"],
+    facts: Facts,
+    speak: Speak | None = None,
 ) -> Float[Tensor, "N C"]:
     """Scaled cosines: to the learned prompts' vectors where templates ask, to the query's own texts where raw
-    names do (`semantic`), which nothing learned ever touched.
+    names do (`semantic`), which nothing learned ever touched. Other names than were learned are put into the
+    learned prompt by `speak`.
 
     Raises:
-        Mismatch: templates ask about other classes than were learned.
+        Mismatch: templates ask about other classes than were learned, and there is no `speak`.
     """
     if query.kind == "semantic":
         return facts.logit_scale * x @ query.texts.classes.T
+    if query.class_names != facts.class_names and speak is not None:
+        with torch.no_grad():
+            return facts.logit_scale * x @ speak(query.class_names).to(x.device).T
     check_classes(method, facts.class_names, query)
     return facts.logit_scale * x @ text.T
 
 
 class LearnedTexts:
-    """A method that leaves one unit vector per class: templates are answered with them, see `asked`."""
+    """A method that leaves one unit vector per class: templates are answered with them, see `asked`.
+
+    Attributes:
+        speak: puts other names into the learned prompt; None in a loaded run, which has no tower.
+    """
 
     name: ClassVar[str]
     reads_query: ClassVar[bool] = True
@@ -138,14 +155,15 @@ class LearnedTexts:
         self.text, self.facts = text, facts
         self.logit_scale = facts.logit_scale
         self.history: list[dict[str, float]] = []
+        self.speak: Speak | None = None
 
     def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
         """Scaled cosines, see `asked`.
 
         Raises:
-            Mismatch: templates ask about other classes than were learned.
+            Mismatch: templates ask about other classes than were learned, and no tower is at hand.
         """
-        return asked(self.name, x, query, self.text, self.facts)
+        return asked(self.name, x, query, self.text, self.facts, self.speak)
 
 
 def apart(

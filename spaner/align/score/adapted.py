@@ -11,6 +11,7 @@ from typing import Any
 
 from spaner import cache as caches
 from spaner.align.methods.method import Adapted
+from spaner.align.score.classes import SomeClasses
 from spaner.errors import CacheError, RunError
 
 KEY = 12
@@ -31,7 +32,7 @@ def modality_of(run: Any, name: str) -> str:
     return f"{name.partition('/')[0]}-{run.config.method}-{total.hexdigest()[:KEY]}"
 
 
-def scored_table(run: Any, cache: caches.Cache, name: str) -> caches.Table:
+def scored_table(run: Any, cache: Any, name: str) -> Any:
     """The table whose rows the run scores, labels and ids those of `name`.
 
     Raises:
@@ -40,6 +41,8 @@ def scored_table(run: Any, cache: caches.Cache, name: str) -> caches.Table:
     model = getattr(run, "model", None)
     if not isinstance(model, Adapted):
         return cache.table(name)
+    if isinstance(cache, SomeClasses):  # a tower's rows do not depend on the classes in sight
+        return cache.seen(scored_table(run, cache.whole, name))
     if (there := found(run, cache, name)) is not None:
         return there
     if model.pictures is None:

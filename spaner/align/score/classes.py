@@ -20,15 +20,19 @@ class SomeClasses:
     """A cache of the given classes, in their order; what it does not say itself, the cache says."""
 
     def __init__(self, cache: caches.Cache, classes: Sequence[int]) -> None:
-        self._cache, self._classes = cache, np.asarray(classes)
+        self.whole, self._classes = cache, np.asarray(classes)
         self.class_names = [cache.class_names[label] for label in classes]
 
     def table(self, name: str) -> "SomeRows":
         """The table, without the rows of other classes."""
-        return SomeRows(self._cache.table(name), self._classes, len(self._cache.class_names))
+        return self.seen(self.whole.table(name))
+
+    def seen(self, table: caches.Table) -> "SomeRows":
+        """Any table whose labels are those of the whole, without the rows of other classes."""
+        return SomeRows(table, self._classes, len(self.whole.class_names))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
+        return getattr(self.whole, name)
 
 
 class SomeRows:

@@ -6,6 +6,7 @@ harmonic mean of the two accuracies. A method that gives up what the frozen enco
 shows it here; a head of fixed classes cannot be asked at all and has no number.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,17 @@ from spaner.errors import Mismatch
 KINDS = ("text", "semantic")
 
 
-def base_to_new(cache: caches.Cache | str | Path, config: TrainConfig) -> dict[str, Any]:
+Towers = Callable[[Path, str, str], Mapping[str, Any]]
+"""Cache, method and device -> what `fit` takes beside the cache; it can be sent to a process."""
+
+
+def base_to_new(
+    cache: caches.Cache | str | Path, config: TrainConfig, towers: Towers | None = None
+) -> dict[str, Any]:
     """Fit on the base classes, score both halves.
+
+    Args:
+        towers: builds what a method needs beside the cache.
 
     Returns:
         `text` and `semantic`, each with `base`, `new` and `H` (None where the method has no such number),
@@ -34,7 +44,7 @@ def base_to_new(cache: caches.Cache | str | Path, config: TrainConfig) -> dict[s
     with opened_cache(cache) as opened:
         base, new = halves(opened)
         table = tested_table(opened, None)
-        run = fit(base, config)
+        run = fit(base, config, **(towers(opened.path, config.method, config.device) if towers else {}))
         known, reason = _accuracies(run, base, table), None
         try:
             unknown = _accuracies(run, new, table)

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from spaner.align.methods.task import Task
 from spaner.align.score.evaluate import asking, evaluate, matches, zero_shot
 from spaner.align.score.metrics import summary
 from spaner.align.score.tables import tested_table
-from spaner.align.train.base_to_new import base_to_new
+from spaner.align.train.base_to_new import Towers, base_to_new
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.run import Run
@@ -44,9 +44,6 @@ STACK = 8
 SELECTION = ("shots", "draw_seed", "templates", "held")
 
 WATCH_SECONDS = 0.5
-
-Towers = Callable[[Path, str, str], Mapping[str, Any]]
-"""Cache, method and device -> what `fit` takes beside the cache. It must survive being sent to a process."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def _run_stack(
             return len(cells)
         for cell in cells:
             try:
-                _write(cell, _scored(_fit(cache, cell.config, towers), cache, frozen, cell))
+                _write(cell, _scored(_fit(cache, cell.config, towers), cache, frozen, cell, towers))
             except SpanerError as error:
                 _write(cell, {"status": "failed", "reason": str(error)})
     return len(cells)
@@ -186,7 +183,9 @@ def _task(cache: Path, config: TrainConfig) -> Task:
     return _kept[key]
 
 
-def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None, cell: Cell) -> dict[str, Any]:
+def _scored(
+    run: Run, cache: Path, frozen: dict[str, Any] | None, cell: Cell, towers: Towers | None = None
+) -> dict[str, Any]:
     found = {
         "status": "ok",
         "metrics": evaluate(run, cache, frozen=frozen),
@@ -197,15 +196,15 @@ def _scored(run: Run, cache: Path, frozen: dict[str, Any] | None, cell: Cell) ->
     if cell.shift:
         found["shift"] = [_shifted(run, path) for path in cell.shift]
     if cell.halves:
-        found["base_to_new"] = _halves(cache, cell.config)
+        found["base_to_new"] = _halves(cache, cell.config, towers)
     return found
 
 
-def _halves(cache: Path, config: TrainConfig) -> dict[str, Any]:
+def _halves(cache: Path, config: TrainConfig, towers: Towers | None = None) -> dict[str, Any]:
     """The same settings fitted on the first half of the classes and asked about the second, or the reason why
     this method has no number."""
     try:
-        return base_to_new(cache, config)
+        return base_to_new(cache, config, towers)
     except SpanerError as refused:
         return {"text": None, "reason": str(refused)}
 
