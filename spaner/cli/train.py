@@ -111,10 +111,36 @@ def print_scores(
         f"{metrics['rows']:,} test rows, chance {console.percent(metrics['chance'])} %"
         + (f", {console.percent(ties, 2)} points lost to ties" if abs(ties) > 1e-9 else "")
     )
+    if metrics.get("captions"):
+        print_captions({"zero-shot": metrics["zero_shot"] or {}, **(rows or {name: metrics})})
     if metrics["synthetic"]:
         console.say(
             "synthetic embeddings (random weights or made-up vectors): compare with no published number"
         )
+
+
+def print_captions(systems: dict[str, dict[str, Any]]) -> None:
+    """Recall between images and captions both ways, chance beside it."""
+    ways = {"image_to_caption": "image, caption", "caption_to_image": "caption, image"}
+    found = {name: each["captions"] for name, each in systems.items() if each.get("captions")}
+    columns = ["", "from, to", *(f"recall@{k} (chance)" for k in (1, 5, 10)), "queries", "targets"]
+    lines = [
+        [name, title, *(_recall(told[way], k) for k in (1, 5, 10)), *_sizes(told[way])]
+        for name, told in found.items()
+        for way, title in ways.items()
+    ]
+    console.table(columns, lines, "images and their captions")
+    left_out = next(iter(found.values()))["left_out"]
+    if left_out:
+        console.say(f"{left_out:,} images and captions without a partner are left out")
+
+
+def _recall(told: dict[str, Any], k: int) -> str:
+    return f"{console.percent(told[f'recall@{k}'])} ({console.percent(told[f'chance@{k}'])})"
+
+
+def _sizes(told: dict[str, Any]) -> list[str]:
+    return [f"{told['queries']:,}", f"{told['targets']:,}"]
 
 
 def print_pairs(across: dict[str, Any]) -> None:

@@ -50,6 +50,10 @@ class ExtractConfig:
     modality_column: str | None = field(
         default=None, metadata=_help("csv: column that names each line's modality; one id is one sample")
     )
+    caption_column: tuple[str, ...] | None = field(
+        default=None,
+        metadata=_help("csv: column, or columns, of sentences about the image; several lines may be of one"),
+    )
     encoder: str | None = field(
         default=None, metadata=_help("open_clip or another registered encoder (default: the data set's own)")
     )

@@ -17,6 +17,7 @@ from spaner.device import cores
 from spaner.errors import DatasetError, Mismatch, RecipeError
 from spaner.extract import origins, pipeline, purity, texts
 from spaner.extract.config import ExtractConfig
+from spaner.extract.datasets import captions
 from spaner.extract.datasets.dataset import Dataset, Split
 from spaner.extract.encoders import encoder as encoders
 from spaner.extract.encoders.encoder import Encoder
@@ -30,6 +31,7 @@ from spaner.progress import Progress
 def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
     """The encoder that the user, else the data set, wants for ``modality``."""
     modality = "image" if config.tokens is not None else modality
+    modality = "text" if modality == captions.MODALITY else modality
     name = config.encoder or dataset.encoders.get(modality, "open_clip")
     return encoders.load(
         name,

@@ -40,9 +40,14 @@ class Origin:
                 f"{manifest.table}: the cache does not say where data set {spec!r} lies; expected what was "
                 "given to extract; type for example `--dataset folder:PATH`"
             )
-        column = manifest.options.get("modality column")
+        said = manifest.options.get("caption column")
         return read(
-            spec, self.root, seed=manifest.seed, allow_outside=self.allow_outside, modality_column=column
+            spec,
+            self.root,
+            seed=manifest.seed,
+            allow_outside=self.allow_outside,
+            modality_column=manifest.options.get("modality column"),
+            caption_column=None if said is None else tuple(said.split(",")),
         )
 
 

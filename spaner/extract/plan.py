@@ -11,6 +11,7 @@ from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.errors import DatasetError
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
+from spaner.extract.datasets import captions
 from spaner.extract.datasets.dataset import VANILLA, Dataset, Split, read
 from spaner.extract.draws import draw_shots, draws_of
 from spaner.extract.encoders import tokens
@@ -95,6 +96,7 @@ def listed(config: ExtractConfig) -> Dataset:
         seed=config.seed,
         allow_outside=config.allow_outside,
         modality_column=config.modality_column,
+        caption_column=config.caption_column,
     )
 
 
@@ -157,6 +159,8 @@ def _of_modality(config: ExtractConfig, dataset: Dataset, modality: str) -> list
     views = view_names(config.views) if modality == "image" else ("whole",)
     draws, imported = draws_of(config, dataset, splits)
     shots = draw_shots(config, dataset)
+    if modality == captions.MODALITY:  # those of every image: few-shot rows are drawn among images
+        draws, imported, shots = {}, {}, None
     tables = []
     for name in config.splits or splits:
         split, drawn, complete = splits[name], draws.get(name, {}), True

@@ -238,6 +238,11 @@ class CampeLite(LearnedTexts):
         fitted.history = history
         return fitted
 
+    @torch.no_grad()
+    def caption_rows(self, t: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """A caption has one wording, so that only the maps of the blocks change it."""
+        return joined(self.learned(t[:, None]))
+
     def state(self) -> dict[str, Tensor]:
         """Queries, maps and class vectors."""
         return module_tensors(self.learned) | {"text": self.text}

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from spaner import cache as caches
 from spaner.align.score import calibration, metrics, pairs, retrieval
 from spaner.align.score.adapted import scored_table
+from spaner.align.score.captions import caption_retrieval
 from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
 from spaner.errors import CacheError, DatasetError
 
@@ -63,7 +64,8 @@ def evaluate(
         scale; None where an encoder has none), `gap`, `chance`, `ceiling`, `rows`, `failed`, `tested` (which
         table of which cache, by hash), `synthetic`, and `zero_shot` (the same without itself; None where the
         encoders share no space of their own). Where a prior joins the scores, `without_prior`
-        holds the accuracies of the space alone.
+        holds the accuracies of the space alone. Where images have captions, `captions` is what
+        `captions.caption_retrieval` gives.
 
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
@@ -76,6 +78,8 @@ def evaluate(
             run.check(opened.table(needed).manifest)
         found = matches(run, opened, name)
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
+        if (captions := caption_retrieval(run, opened, name)) is not None:
+            result["captions"] = captions
         if getattr(run, "has_prior", False):
             alone = matches(run, opened, name, prior=False)
             result["without_prior"] = {
@@ -90,7 +94,9 @@ def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dic
         name = tested_table(opened, split)
         if len({opened.table(needed).dim for needed in (name, *asking(opened).values())}) > 1:
             return None
-        return _result(matches(Frozen(), opened, name), opened, name)
+        found = _result(matches(Frozen(), opened, name), opened, name)
+        captions = caption_retrieval(Frozen(), opened, name)
+        return found if captions is None else found | {"captions": captions}
 
 
 def matches(run: Any, cache: caches.Cache, name: str, *, prior: bool = True) -> dict[str, metrics.Match]:

@@ -143,16 +143,17 @@ class Run:
         modality = next(iter(self.widths))
         return Facts(self.class_names, modality, self.widths, self.logit_scale, joined)
 
-    def check(self, manifest: caches.Manifest) -> None:
+    def check(self, manifest: caches.Manifest, modality: str | None = None) -> None:
         """Mismatch, naming what differs, unless the table comes from the encoder that the run was trained
-        on."""
-        if manifest.modality not in self.encoders:
+        on; `modality` is as what the run takes it, default its own."""
+        modality = modality or manifest.modality
+        if modality not in self.encoders:
             raise Mismatch(
-                f"{manifest.modality} was not part of the training; "
+                f"{modality} was not part of the training; "
                 f"the run knows {', '.join(self.encoders)}; "
                 f"train a run with it, or score another table"
             )
-        differing = self.encoders[manifest.modality].same_encoder(manifest.encoder)
+        differing = self.encoders[modality].same_encoder(manifest.encoder)
         if differing:
             fields = "; ".join(f"{name}: run {a!r}, cache {b!r}" for name, (a, b) in differing.items())
             raise Mismatch(

@@ -1,7 +1,8 @@
 """A CSV manifest: one line per image or sound, columns ``path``, ``label``, ``split`` and, if wanted, ``id``.
 
 With ``--modality-column NAME`` that column says of which modality a line is: lines of one id are one sample,
-and a sample may lack any of them. Paths are relative to the CSV file (or to ``--data-root``); labels are
+and a sample may lack any of them. With ``--caption-column NAME`` that column holds sentences about the image
+(`captions`). Paths are relative to the CSV file (or to ``--data-root``); labels are
 class names, numbered in sorted order ("_" is read as a space). A file that does not exist becomes a failed
 row. Without ``id`` the path is the id. ``Train``, ``valid`` and ``validation`` mean train and val. Only what
 is listed is looked at.
@@ -9,10 +10,12 @@ is listed is looked at.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from spaner.errors import DatasetError
+from spaner.extract.datasets import captions
 from spaner.extract.datasets.audio import Recording
 from spaner.extract.datasets.dataset import Dataset, Split, file_split, shown_names
 from spaner.extract.datasets.folder import SPLITS
@@ -30,6 +33,7 @@ def read(
     *,
     allow_outside: bool = False,
     modality_column: str | None = None,
+    caption_column: tuple[str, ...] | None = None,
     **_: object,
 ) -> Dataset:
     """Read ``csv:PATH``.
@@ -43,7 +47,16 @@ def read(
         raise DatasetError(
             f"--dataset csv:{argument}: no such file; expected columns {', '.join(COLUMNS)}; type csv:PATH"
         )
+    if caption_column:
+        return _captioned(file, root, caption_column, modality_column, allow_outside=allow_outside)
     rows = _rows(file, modality_column)
+    return _dataset(file, root, rows, modality_column, allow_outside=allow_outside)
+
+
+def _dataset(
+    file: Path, root: Path | None, rows: list[dict[str, str]], column: str | None, *, allow_outside: bool
+) -> Dataset:
+    """The data set of checked lines."""
     names = sorted({row["label"] for row in rows})
     _check_classes(file, rows)
     shown, label_of = shown_names(file, names), {name: i for i, name in enumerate(names)}
@@ -56,8 +69,45 @@ def read(
         splits[name] = _splits(own, label_of, place, Recording if sounds else decode)
         encoders |= {name: "esresnext"} if sounds else {}
     ledger = {"order": "as listed in the CSV"}
-    ledger |= {"modality column": modality_column} if modality_column else {}
+    ledger |= {"modality column": column} if column else {}
     return Dataset(file.stem, shown, splits, encoders=encoders, ledger=ledger)
+
+
+def _captioned(
+    file: Path, root: Path | None, columns: tuple[str, ...], modality: str | None, *, allow_outside: bool
+) -> Dataset:
+    """Images and the captions of each.
+
+    Raises:
+        DatasetError: a modality column too, what `captions` finds wrong, or lines of sounds.
+    """
+    if modality:
+        raise DatasetError(
+            f"--caption-column {columns[0]} and --modality-column {modality}: captions are of images; "
+            "expected one of the two; leave --modality-column out"
+        )
+    lines = table(file, ("path", "split", *columns))
+    classless = {"label": captions.CLASSLESS}
+    read = [
+        (_row(file, line, classless | row, None), captions.of_line(file, line, row, columns))
+        for line, row in lines
+    ]
+    if not read:
+        raise DatasetError(f"{file}: found no rows below the header; expected a line per caption; add them")
+    rows, said = captions.gathered(file, read)
+    found = _dataset(file, root, rows, None, allow_outside=allow_outside)
+    if "image" not in found.splits:
+        raise DatasetError(
+            f"{file}: lists sounds, first {short(rows[0]['path'])!r}; expected images beside "
+            "--caption-column; leave it out"
+        )
+    label_of = {name: i for i, name in enumerate(sorted({row["label"] for row in rows}))}
+    of_captions = captions.splits(rows, said, label_of)
+    return replace(
+        found,
+        splits=found.splits | {captions.MODALITY: of_captions},
+        ledger=found.ledger | {"caption column": ",".join(columns)},
+    )
 
 
 def _of_modalities(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:

@@ -163,6 +163,7 @@ def read(
     seed: int = 0,
     allow_outside: bool = False,
     modality_column: str | None = None,
+    caption_column: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Read a data set by the name a user types: ``digits``, ``imagenet``, ``folder:PATH``, ``csv:PATH`` …
 
@@ -181,14 +182,22 @@ def read(
     place = root.expanduser() if root else None
     argument = str(Path(argument).expanduser()) if argument.startswith("~") else argument
     options = {"holdout": holdout, "seed": seed, "allow_outside": allow_outside}
-    found = reader(argument, place, **options, modality_column=modality_column)
-    if modality_column and found.ledger.get("modality column") != modality_column:
-        raise DatasetError(
-            f"--modality-column {modality_column}: {name} has no such column; expected csv:FILE with one; "
-            "leave it out"
-        )
+    columns = {"modality_column": modality_column, "caption_column": caption_column}
+    found = reader(argument, place, **options, **columns)
+    _check_columns(name, found, columns)
     check_lengths(found)
     return _without_empty_splits(found)
+
+
+def _check_columns(name: str, found: Dataset, columns: dict[str, Any]) -> None:
+    """Raise DatasetError where columns were named to a reader that knows none."""
+    for option, value in columns.items():
+        told = ",".join(value) if isinstance(value, tuple) else value
+        if told and found.ledger.get(option.replace("_", " ")) != told:
+            flag = "--" + option.replace("_", "-")
+            raise DatasetError(
+                f"{flag} {told}: {name} has no such column; expected csv:FILE with one; leave it out"
+            )
 
 
 def check_lengths(dataset: Dataset) -> None:
