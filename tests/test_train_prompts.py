@@ -1,6 +1,7 @@
 """CoOp and CoCoOp from a cache of the embedded digits, with the tower that `cli` hands over."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import typer.testing
 
 from spaner import cache as caches
@@ -142,6 +144,36 @@ def test_a_tower_method_stands_beside_its_published_row(few: Path, tmp_path: Pat
     assert plain(rows["coop"].numbers["text"]) is not None
     again = {row.name: row for _, group in reproduce(setup).tables[0].groups for row in group}
     assert plain(again["coop"].numbers["text"]) == plain(rows["coop"].numbers["text"]), "found again"
+
+
+@pytest.mark.parametrize("method", ["campe", "campe_lite", "zero_shot", "coop"])
+def test_negation_is_measured_on_test_rows(few: Path, tmp_path: Path, method: str) -> None:
+    """Against a loop over rows; a method that makes no negated forms and has no space has no number."""
+    path = shutil.copytree(few, tmp_path / "digits")
+    with caches.open(path) as opened:
+        table, names = opened.table("text/vanilla"), opened.class_names
+        told: Any = {"encoder": table.manifest.encoder, "views": ["no {}"]}
+        vectors = table.read().astype(np.float32)
+        away = vectors + 0.3 * np.random.default_rng(0).normal(size=vectors.shape).astype(np.float32)
+    with caches.create(path, "digits", names) as made:
+        made.add("text", "negated", away, table.labels, **told)
+    tower = tower_of(few) if method in ("campe", "coop") else None
+    more: Any = {} if method == "zero_shot" else {"epochs": 2}
+    run = fit(path, method=method, text_tower=tower, shots=1, device="cpu", **more)
+    loaded = checkpoint.load(run.save(tmp_path / "run"))
+    metrics = evaluate(loaded, path)
+    if method == "coop":
+        assert "negation" not in metrics
+        return
+    forms = [run.model.text, run.model.negated] if method != "zero_shot" else [vectors[:, 0], away[:, 0]]
+    forms = [F.normalize(torch.as_tensor(form), dim=1) for form in forms]
+    with caches.open(path) as opened:
+        images = opened.table("image/test")
+        rows = F.normalize(torch.tensor(images.read()[:, 0]).float(), dim=1)
+        pairs = zip(rows, images.labels, strict=True)
+        right = [float(row @ forms[0][label]) > float(row @ forms[1][label]) for row, label in pairs]
+    assert 0 < metrics["negation"] == pytest.approx(np.mean(right), abs=1 / len(right))
+    assert "negation" in metrics["zero_shot"]
 
 
 def test_an_encoder_without_blocks_is_refused(few: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:

@@ -111,6 +111,11 @@ def print_scores(
         f"{metrics['rows']:,} test rows, chance {console.percent(metrics['chance'])} %"
         + (f", {console.percent(ties, 2)} points lost to ties" if abs(ties) > 1e-9 else "")
     )
+    if "negation" in metrics:
+        frozen = (metrics["zero_shot"] or {}).get("negation")
+        beside = "" if frozen is None else f", zero-shot {console.percent(frozen)} %"
+        said = f"{console.percent(metrics['negation'])} %{beside}, chance 50 %"
+        console.say(f"nearer to their caption than to its negated form: {said}")
     if metrics.get("captions"):
         print_captions({"zero-shot": metrics["zero_shot"] or {}, **(rows or {name: metrics})})
     if metrics["synthetic"]:

@@ -125,10 +125,11 @@ class Campe(LearnedTexts):
         asked = CampePrompts(learned, tower, names, settings.negation, settings.block_rows)
         history = follow_blocks(asked, learned, task, settings, tools, tower.device)
         with torch.no_grad():
-            text = joined(asked(negated=False)[0]).cpu()
+            blocks_of, denied = asked(negated=True)
+            text, negated = joined(blocks_of).cpu(), None if denied is None else joined(denied).cpu()
         there = deepcopy(learned.requires_grad_(requires_grad=False))
         fitted = cls(learned.cpu(), text, task.facts())
-        fitted.history = history
+        fitted.history, fitted.negated = history, negated
         blocks = prompting.in_blocks(settings.block_rows)
         fitted.speak = lambda names: joined(
             there(tower.prompted(prompting.spoken(names), there.suffixes.shape[1], "front", **blocks))
@@ -137,11 +138,13 @@ class Campe(LearnedTexts):
 
     def state(self) -> dict[str, Tensor]:
         """Suffixes, maps and class vectors."""
-        return module_tensors(self.learned) | {"text": self.text}
+        return module_tensors(self.learned) | self.class_tensors()
 
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
         """The inverse of `state`, without a tower."""
         text, tensors = prompting.apart(state, facts, "suffixes", "heads.maps")
         learned = SuffixPrompts(torch.zeros_like(state["suffixes"]), facts.widths["text"])
-        return cls(load_tensors(learned, tensors).requires_grad_(requires_grad=False), text, facts)
+        fitted = cls(load_tensors(learned, tensors).requires_grad_(requires_grad=False), text, facts)
+        fitted.negated = state.get("negated")
+        return fitted

@@ -234,8 +234,9 @@ class CampeLite(LearnedTexts):
         history = follow_blocks(asked, learned, task, settings, tools, tools.device)
         with torch.no_grad():
             text = joined(learned(texts)).cpu()
+            negated = None if denied is None else joined(learned(denied)).cpu()
         fitted = cls(learned.requires_grad_(requires_grad=False).cpu(), text, task.facts())
-        fitted.history = history
+        fitted.history, fitted.negated = history, negated
         return fitted
 
     @torch.no_grad()
@@ -245,14 +246,16 @@ class CampeLite(LearnedTexts):
 
     def state(self) -> dict[str, Tensor]:
         """Queries, maps and class vectors."""
-        return module_tensors(self.learned) | {"text": self.text}
+        return module_tensors(self.learned) | self.class_tensors()
 
     @classmethod
     def restore(cls, state: Mapping[str, Tensor], settings: Any, facts: Facts) -> Self:
         """The inverse of `state`."""
         text, tensors = prompting.apart(state, facts, "queries", "heads.maps")
         learned = load_tensors(TemplateQueries(settings.blocks, facts.widths["text"]), tensors)
-        return cls(learned.requires_grad_(requires_grad=False), text, facts)
+        fitted = cls(learned.requires_grad_(requires_grad=False), text, facts)
+        fitted.negated = state.get("negated")
+        return fitted
 
 
 def negated_texts(task: Task, settings: Any) -> Float[Tensor, "C T D"] | None:

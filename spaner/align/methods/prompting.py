@@ -145,6 +145,7 @@ class LearnedTexts:
 
     Attributes:
         speak: puts other names into the learned prompt; None in a loaded run, which has no tower.
+        negated: unit vectors of the classes' negated forms, where the method makes some.
     """
 
     name: ClassVar[str]
@@ -156,6 +157,11 @@ class LearnedTexts:
         self.logit_scale = facts.logit_scale
         self.history: list[dict[str, float]] = []
         self.speak: Speak | None = None
+        self.negated: Float[Tensor, "C D"] | None = None
+
+    def class_tensors(self) -> dict[str, Tensor]:
+        """The class vectors, as they are saved."""
+        return {"text": self.text} | ({} if self.negated is None else {"negated": self.negated})
 
     def scores(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
         """Scaled cosines, see `asked`.
@@ -176,7 +182,7 @@ def apart(
     """
     if lost := [name for name in needed if name not in state]:
         raise RunError(f"tensor {lost[0]!r} is missing; expected it beside {len(state)} others")
-    learned = {name: tensor for name, tensor in state.items() if name != "text"}
+    learned = {name: tensor for name, tensor in state.items() if name not in ("text", "negated")}
     shape = {"text": (len(facts.class_names), facts.widths["text"])}
     check_shapes(shape, {name: tensor for name, tensor in state.items() if name == "text"})
     return state["text"], learned

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner import cache as caches
-from spaner.align.score import calibration, metrics, pairs, retrieval
+from spaner.align.score import calibration, metrics, negation, pairs, retrieval
 from spaner.align.score.adapted import scored_table
 from spaner.align.score.captions import caption_retrieval
 from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
@@ -65,7 +65,8 @@ def evaluate(
         table of which cache, by hash), `synthetic`, and `zero_shot` (the same without itself; None where the
         encoders share no space of their own). Where a prior joins the scores, `without_prior`
         holds the accuracies of the space alone. Where images have captions, `captions` is what
-        `captions.caption_retrieval` gives.
+        `captions.caption_retrieval` gives; where classes have negated forms, `negation` is what `negation_of`
+        gives.
 
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
@@ -80,6 +81,8 @@ def evaluate(
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
         if (captions := caption_retrieval(run, opened, name)) is not None:
             result["captions"] = captions
+        if (share := negation_of(run, opened, name)) is not None:
+            result["negation"] = share
         if getattr(run, "has_prior", False):
             alone = matches(run, opened, name, prior=False)
             result["without_prior"] = {
@@ -96,7 +99,24 @@ def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dic
             return None
         found = _result(matches(Frozen(), opened, name), opened, name)
         captions = caption_retrieval(Frozen(), opened, name)
-        return found if captions is None else found | {"captions": captions}
+        share = negation_of(Frozen(), opened, name)
+        more = {"captions": captions, "negation": share}
+        return found | {key: value for key, value in more.items() if value is not None}
+
+
+def negation_of(run: Any, cache: caches.Cache, name: str) -> float | None:
+    """Share of rows nearer to their class's caption than to its negated form, see `negation`; None without
+    negated forms."""
+    forms = negation.learned_forms(run)
+    if forms is None and (not run.has_space or not cache.has(negation.NEGATED)):
+        return None
+    if forms is None:
+        forms = tuple(class_vectors(run, cache, table) for table in (asking(cache)["text"], negation.NEGATED))
+    elif tuple(run.class_names) != tuple(cache.class_names):
+        return None
+    modality, embed = name.partition("/")[0], (run if run.has_space else Frozen()).embed
+    parts = [negation.told_apart(embed(modality, x), y, *forms) for x, y in _blocks(cache.table(name))]
+    return float(np.concatenate(parts).mean())
 
 
 def matches(run: Any, cache: caches.Cache, name: str, *, prior: bool = True) -> dict[str, metrics.Match]:
