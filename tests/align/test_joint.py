@@ -1,6 +1,7 @@
 """Joint training: every modality learns, rows belong to their sample, missing ones count for nothing."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from spaner.align.train.extend import extend
 from spaner.align.train.fit import fit
 from spaner.align.train.joint import trained_together
 from spaner.align.train.stack import fit_stack
+from spaner.align.train.sweep import plan
 from spaner.align.train.task import task
 from spaner.errors import CacheError, RecipeError
 
@@ -45,7 +47,7 @@ def add(
             ids = [(train if split == "train" else "test-{}").format(i) for i in range(len(labels))]
             x = (features @ projection).astype(np.float32)
             kept = rows if split == "train" else slice(None)
-            cache.add(modality, split, x[kept], labels[kept], ids[kept], encoder=encoder)
+            cache.add(modality, split, x[kept], labels[kept], ids[kept], encoder=encoder, overwrite=True)
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +239,18 @@ def test_the_command_prints_every_pair(cli, path, tmp_path, monkeypatch):
     table = done.out[done.out.index("from, to") :].splitlines()
     assert table[0].split()[2:] == ["image", "text", "audio"]
     assert [line.split()[0] for line in table[1:4]] == ["image", "text", "audio"]
+
+
+def test_a_cell_is_named_after_every_modality_that_it_trains_on(cache, path, tmp_path):
+    def names(found) -> list[str]:
+        return [
+            plan(found, {"seed": [1]}, {"modalities": each})[0].file.name for each in ("image,text", THREE)
+        ]
+
+    other = tmp_path / "other"
+    shutil.copytree(path, other)
+    add(other, "audio", 13, 5)
+    with caches.open(other) as changed:
+        (two, three), (two_again, three_again) = names(cache), names(changed)
+    assert two == two_again
+    assert three != three_again

@@ -126,6 +126,7 @@ def test_cocoop_learns(tower: PromptTower) -> None:
     assert not any(p.grad is not None for p in tower.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FIXTURES.exists(), reason="the published runs are not here")
 def test_the_published_runs_are_met() -> None:
     """float64 to 1e-8, float32 to ten times the reference's own rounding."""

@@ -96,6 +96,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_kill_9_at_several_moments_and_continue(server: Server, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     server.start(whole)

@@ -66,6 +66,7 @@ def test_parts_in_any_order_are_one_process(
     assert {table.name: table.rows for table in summary.tables}["image/train"] < 38
 
 
+@pytest.mark.slow
 def test_a_lost_part_is_named_with_the_line_that_runs_it(
     settings: dict[str, Any], whole: Path, tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_processes_are_one_process_although_one_is_killed(digits: Path, tmp_path: Path) -> None:
     killed, seen = [], []
 
@@ -203,6 +205,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_run(
         extract(**DIGITS, cache=tmp_path / "cache", processes=1)
 
 
+@pytest.mark.slow
 def test_what_a_worker_refuses_is_the_drivers_line(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shared.prepared(ExtractConfig(**DIGITS, cache=cache), 1)

@@ -30,6 +30,7 @@ def test_the_map_of_a_modality(cli: Cli, run: Run, run_folder: Path, digits: Pat
         )
 
 
+@pytest.mark.slow
 def test_encoder_and_map_together(cli: Cli, run: Run, run_folder: Path, files: Path, tmp_path: Path) -> None:
     pictures = files / "two"
     words = ["--onnx", "--modality", "image", "--out", tmp_path, "--encoder", pictures]

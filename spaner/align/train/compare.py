@@ -19,7 +19,7 @@ from spaner.align.methods.method import METHODS, method
 from spaner.align.score.intervals import Number
 from spaner.align.train.cells import Cell, Towers
 from spaner.align.train.config import RECIPES, TrainConfig
-from spaner.align.train.sweep import identity_of, result_file, results_of, scores, summary
+from spaner.align.train.sweep import further, identity_of, result_file, results_of, scores, summary
 from spaner.cache import files
 from spaner.errors import RecipeError
 from spaner.progress import Progress
@@ -169,7 +169,7 @@ def plan(
             for seed in dict.fromkeys(seeds):
                 config = TrainConfig.from_recipe(recipe, **own, shots=k, seed=seed, draw_seed=seed)
                 varied = {"method": title, "shots": k, "seed": seed}
-                file = result_file(folder.absolute(), config, identity)
+                file = result_file(folder.absolute(), config, identity | further(cache, config))
                 cells.append(Cell(config, varied, file, tuple(path.absolute() for path in shift), halves))
     return cells
 

@@ -18,6 +18,7 @@ from spaner.align.score.intervals import Number
 from spaner.align.score.tables import tested_table
 from spaner.align.train.cells import Cell, Towers, run_cells
 from spaner.align.train.config import TrainConfig, parts_of
+from spaner.align.train.joint import modalities_of
 from spaner.cache import files
 from spaner.errors import RecipeError, RunError
 from spaner.progress import Progress
@@ -145,7 +146,7 @@ def plan(
         settings = {**base, **varied}
         config = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
         _check_axes(grid, config)
-        cells.append(Cell(config, varied, result_file(folder, config, identity)))
+        cells.append(Cell(config, varied, result_file(folder, config, identity | further(cache, config))))
     return cells
 
 
@@ -165,6 +166,12 @@ def identity_of(cache: spaner.cache.Cache, *, train: bool = True) -> dict[str, s
     tables = [name for name in cache.tables() if name.startswith("text/")]
     tables = [*(["image/train"] if train else []), tested_table(cache, None), *tables]
     return {name: cache.table(name).manifest.sha256 for name in tables}
+
+
+def further(cache: spaner.cache.Cache, config: TrainConfig) -> dict[str, str]:
+    """The tables of modalities that train beside image and text; a missing one is training's to refuse."""
+    tables = [f"{name}/train" for name in modalities_of(config) if name != "image"]
+    return {name: cache.table(name).manifest.sha256 for name in tables if cache.has(name)}
 
 
 def result_file(folder: Path, config: TrainConfig, identity: dict[str, str]) -> Path:
