@@ -299,15 +299,16 @@ def test_rla_with_a_heavy_penalty_is_zero_shot():
     assert torch.allclose(head.scores(ROWS, task.query()), zero_shot, atol=0.05)
 
 
-def test_the_documents_have_a_row_for_every_head_with_all_its_settings():
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+def test_the_documents_have_a_row_for_every_head_and_its_settings():
+    docs = Path(__file__).parents[2] / "docs"
+    page, settings = ((docs / name).read_text() for name in ("methods.md", "settings.md"))
     for method in QUICK:
-        rows = [line for line in page.splitlines() if line.startswith(f"| `{method_name(method)}` |")]
-        assert rows, method
-        inherited = method.__mro__[1].Settings if method is TipAdapterF else None
-        for field in dataclasses.fields(method.Settings):
-            if inherited is None or not hasattr(inherited, field.name):
-                assert f"`{field.name}`" in rows[0], (method, field.name)
+        name = method_name(method)
+        assert f"\n| `{name}` |" in page
+        if fields := dataclasses.fields(method.Settings):
+            own = settings.partition(f"## `--method {name}`\n")[2].partition("\n## ")[0]
+            for field in fields:
+                assert f"| `--{field.name.replace('_', '-')}` |" in own, (name, field.name)
 
 
 class TestSchedules:
