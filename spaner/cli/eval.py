@@ -37,7 +37,7 @@ def evaluate(
         loaded.towers = Towers(text_model, text_weights, pixels, data_root, progress)
         with caches.open(cache) as opened:
             classless = len(opened.class_names) < 2
-        metrics = (evaluate_captions if classless else score)(loaded, cache, split)
+            metrics = (evaluate_captions if classless else score)(loaded, opened, split)
     if json:
         console.dump(metrics)
     elif classless:

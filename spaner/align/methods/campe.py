@@ -42,12 +42,7 @@ class Settings:
     div: float = option(0.1, "Weight of the blocks' mean squared cosine; 0: off.", low=0)
     neg: float = option(1.0, "Weight of the negated prompt as one more negative a row; 0: off.", low=0)
     negation: str = option("is not", "Words between a caption and a suffix that negate it.", axis=None)
-    block_rows: int = option(
-        0,
-        "Token rows of the text tower at once, the rest computed again for gradients; 0: all.",
-        low=0,
-        axis=None,
-    )
+    block_rows: int = prompting.block_rows("the rest")
 
     def __post_init__(self) -> None:
         check(self)

@@ -38,12 +38,7 @@ class Settings:
         "end", "Where the name stands: behind the context, in its middle, or in front."
     )
     class_specific: bool = option(default=False, help="Every class learns a context of its own.", axis=None)
-    block_rows: int = option(
-        0,
-        "Token rows of the text tower at once, the rest computed again for gradients; 0: all.",
-        low=0,
-        axis=None,
-    )
+    block_rows: int = prompting.block_rows("the rest")
 
     def __post_init__(self) -> None:
         check(self)

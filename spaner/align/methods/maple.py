@@ -46,12 +46,7 @@ class Settings:
         help="Round prompts to float16 where they are put in, as the authors' code does.",
         axis=None,
     )
-    block_rows: int = option(
-        0,
-        "Token rows of the text tower at once, everything computed again for gradients; 0: all.",
-        low=0,
-        axis=None,
-    )
+    block_rows: int = prompting.block_rows("everything")
 
     def __post_init__(self) -> None:
         check(self)

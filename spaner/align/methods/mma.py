@@ -40,12 +40,7 @@ class Settings:
     end: int = option(12, "Last block with an adapter.", low=1)
     dim: int = option(32, "Width of the bottleneck.", low=1)
     strength: float = option(1e-3, "Share s of the adapters.", low=1e-9)
-    block_rows: int = option(
-        0,
-        "Token rows of the text tower at once, everything computed again for gradients; 0: all.",
-        low=0,
-        axis=None,
-    )
+    block_rows: int = prompting.block_rows("everything")
 
     def __post_init__(self) -> None:
         check(self)

@@ -15,6 +15,7 @@ from torch import Tensor
 from spaner.align.methods.state import check_shapes
 from spaner.align.methods.task import Facts, Query, Task, Tools, check_classes
 from spaner.errors import Mismatch, RunError
+from spaner.settings import option
 
 
 class Prompted(Protocol):
@@ -78,6 +79,12 @@ class Tower(Protocol):
 def spoken(names: Iterable[str]) -> list[str]:
     """Names as the published code writes them: underscores are spaces."""
     return [name.replace("_", " ") for name in names]
+
+
+def block_rows(again: str) -> Any:
+    """The setting `block_rows` of a method's dataclass; `again` names what is computed a second time."""
+    told = f"Token rows of the text tower at once, {again} computed again for gradients; 0: all."
+    return option(0, told, low=0, axis=None)
 
 
 def in_blocks(rows: int) -> dict[str, Any]:

@@ -79,10 +79,7 @@ def evaluate(
             run.check(opened.table(needed).manifest)
         found = matches(run, opened, name)
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
-        if (captions := caption_retrieval(run, opened, name)) is not None:
-            result["captions"] = captions
-        if (share := negation_of(run, opened, name)) is not None:
-            result["negation"] = share
+        result |= _beside_classes(run, opened, name)
         if getattr(run, "has_prior", False):
             alone = matches(run, opened, name, prior=False)
             result["without_prior"] = {
@@ -98,10 +95,13 @@ def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dic
         if len({opened.table(needed).dim for needed in (name, *asking(opened).values())}) > 1:
             return None
         found = _result(matches(Frozen(), opened, name), opened, name)
-        captions = caption_retrieval(Frozen(), opened, name)
-        share = negation_of(Frozen(), opened, name)
-        more = {"captions": captions, "negation": share}
-        return found | {key: value for key, value in more.items() if value is not None}
+        return found | _beside_classes(Frozen(), opened, name)
+
+
+def _beside_classes(space: Any, cache: caches.Cache, name: str) -> dict[str, Any]:
+    """What captions and negated forms say, where there are any."""
+    found = {"captions": caption_retrieval(space, cache, name), "negation": negation_of(space, cache, name)}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def negation_of(run: Any, cache: caches.Cache, name: str) -> float | None:

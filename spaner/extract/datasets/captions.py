@@ -33,11 +33,6 @@ def row_id(image: str, number: int) -> str:
     return f"{image}#{number}"
 
 
-def image_of(row: str) -> str:
-    """The image that a caption is about."""
-    return row.rpartition("#")[0]
-
-
 def of_line(file: Path, line: int, row: Line, columns: Sequence[str]) -> list[str]:
     """The captions of a line.
 
