@@ -28,8 +28,8 @@ def evaluate(
     """
     from spaner import cache as caches
     from spaner.align.score.captions import evaluate_captions
-    from spaner.align.score.evaluate import evaluate as score
     from spaner.align.train import run as checkpoint
+    from spaner.align.train.fit import scored
     from spaner.cli.train import label, print_captions, print_scores
 
     loaded = checkpoint.load(run)
@@ -37,7 +37,7 @@ def evaluate(
         loaded.towers = Towers(text_model, text_weights, pixels, data_root, progress)
         with caches.open(cache) as opened:
             classless = len(opened.class_names) < 2
-            metrics = (evaluate_captions if classless else score)(loaded, opened, split)
+            metrics = (evaluate_captions if classless else scored)(loaded, opened, split)
     if json:
         console.dump(metrics)
     elif classless:

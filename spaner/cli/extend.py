@@ -62,21 +62,25 @@ def print_extension(result: dict[str, Any], config: ExtendConfig) -> None:
         f"prompt, aligners and projections of the others are unchanged (SHA-256 {digest} before and after), "
         "and so is every bit of their metrics"
     )
-    if "newcomer" not in result:
+    if "pairs" not in result:
         return
-    newcomer = result["newcomer"]
+    newcomer = result.get("newcomer")
     columns = ["query", "target", "queries", "recall@1", "recall@5", "mAP"]
-    named = [
-        [
-            config.modality,
-            name,
-            f"{newcomer['rows']:,}",
-            console.percent(newcomer[kind]["accuracy"]),
-            "–",
-            "–",
+    named = (
+        []
+        if newcomer is None
+        else [
+            [
+                config.modality,
+                name,
+                f"{newcomer['rows']:,}",
+                console.percent(newcomer[kind]["accuracy"]),
+                "–",
+                "–",
+            ]
+            for kind, name in (("text", "class name in template"), ("semantic", "class name"))
         ]
-        for kind, name in (("text", "class name in template"), ("semantic", "class name"))
-    ]
+    )
     console.table(columns, named + [_pair(pair) for pair in result["pairs"]])
 
 

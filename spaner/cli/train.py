@@ -45,13 +45,12 @@ def train(
         return
     rows = f"{run.draw['rows']:,} training rows, {run.seconds:.1f} s"
     print_scores(run.metrics or {}, f"{config.title}, {rows}", name=label(config))
-    if across := (run.metrics or {}).get("modalities"):
-        print_pairs(across)
     if run.selection.get("choice"):
         console.say(f"settings: {told(run.selection)}")
     console.say(f"run: {folder}")
+    swept = config.method == "spaner" and "text" in run.widths
     sweep = f"sweep --cache {cache} --prompt-lengths 1,2,4,8"
-    console.next_step(f"spaner {sweep if config.method == 'spaner' else f'report {folder}'}")
+    console.next_step(f"spaner {sweep if swept else f'report {folder}'}")
 
 
 def label(config: TrainConfig) -> str:
@@ -102,15 +101,12 @@ def print_scores(
     rows: dict[str, dict[str, Any]] | None = None,
     name: str = "SPANER",
 ) -> None:
-    """A system's numbers with zero-shot beside them; ``rows`` shows more systems by name."""
-    systems = {"zero-shot": metrics["zero_shot"], **(rows or {name: metrics})}
-    columns = ["", "text", "semantic", "gap", "cos text", "cos sem.", "margin", "neg. cos", "centred"]
-    console.table(columns, [[name, *score_cells(m)] for name, m in systems.items() if m], title)
-    ties = metrics["text"]["accuracy_tie_aware"] - metrics["text"]["accuracy"]
-    console.say(
-        f"{metrics['rows']:,} test rows, chance {console.percent(metrics['chance'])} %"
-        + (f", {console.percent(ties, 2)} points lost to ties" if abs(ties) > 1e-9 else "")
-    )
+    """A system's numbers with zero-shot beside them, and of many modalities every pair; ``rows`` shows more
+    systems by name."""
+    if metrics["text"] is None:
+        console.say(f"{title}: no text was trained, so no class can be asked by name")
+    else:
+        print_accuracies(metrics, title, {"zero-shot": metrics["zero_shot"], **(rows or {name: metrics})})
     if "negation" in metrics:
         frozen = (metrics["zero_shot"] or {}).get("negation")
         beside = "" if frozen is None else f", zero-shot {console.percent(frozen)} %"
@@ -118,10 +114,23 @@ def print_scores(
         console.say(f"nearer to their caption than to its negated form: {said}")
     if metrics.get("captions"):
         print_captions({"zero-shot": metrics["zero_shot"] or {}, **(rows or {name: metrics})})
+    if "modalities" in metrics:
+        print_pairs(metrics["modalities"])
     if metrics["synthetic"]:
         console.say(
             "synthetic embeddings (random weights or made-up vectors): compare with no published number"
         )
+
+
+def print_accuracies(metrics: dict[str, Any], title: str, systems: dict[str, dict[str, Any] | None]) -> None:
+    """A line a system: accuracies, cosines and their controls."""
+    columns = ["", "text", "semantic", "gap", "cos text", "cos sem.", "margin", "neg. cos", "centred"]
+    console.table(columns, [[name, *score_cells(m)] for name, m in systems.items() if m], title)
+    ties = metrics["text"]["accuracy_tie_aware"] - metrics["text"]["accuracy"]
+    console.say(
+        f"{metrics['rows']:,} test rows, chance {console.percent(metrics['chance'])} %"
+        + (f", {console.percent(ties, 2)} points lost to ties" if abs(ties) > 1e-9 else "")
+    )
 
 
 def print_captions(systems: dict[str, dict[str, Any]]) -> None:

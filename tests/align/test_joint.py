@@ -13,11 +13,16 @@ import torch
 from spaner import cache as caches
 from spaner.align.methods import loop, spaner
 from spaner.align.methods.spaner import Spaner
+from spaner.align.report import measured
+from spaner.align.report import write as report
+from spaner.align.report.listing import listing
 from spaner.align.score.evaluate import evaluate_modalities
 from spaner.align.train import run as checkpoint
-from spaner.align.train.config import TrainConfig
-from spaner.align.train.extend import extend
-from spaner.align.train.fit import fit
+from spaner.align.train.ablate import ablate_prompt
+from spaner.align.train.base_to_new import base_to_new
+from spaner.align.train.config import ExtendConfig, TrainConfig
+from spaner.align.train.extend import extend, extend_and_check
+from spaner.align.train.fit import fit, scored
 from spaner.align.train.joint import trained_together
 from spaner.align.train.stack import fit_stack
 from spaner.align.train.sweep import plan
@@ -210,7 +215,6 @@ def refused(cache, error: type[Exception], message: str, **settings: Any) -> Non
 def test_bad_input(cache):
     refused(cache, RecipeError, r"modalities is 'image'; expected two different ones", modalities="image")
     refused(cache, RecipeError, r"modalities is 'image,image,text'; exp", modalities="image,image,text")
-    refused(cache, RecipeError, r"text among them, since class names are", modalities="image,audio")
     refused(cache, CacheError, r"taste/train", modalities="image,text,taste")
     refused(
         cache,
@@ -254,3 +258,83 @@ def test_a_cell_is_named_after_every_modality_that_it_trains_on(cache, path, tmp
         (two, three), (two_again, three_again) = names(cache), names(changed)
     assert two == two_again
     assert three != three_again
+
+
+@pytest.fixture(scope="module")
+def nameless(cache) -> checkpoint.Run:
+    return fit(cache, modalities="image,audio,table", pair="id", **FAST)
+
+
+def test_without_text_the_modalities_find_each_other_and_no_class_is_named(cache, nameless):
+    assert list(nameless.widths) == ["image", "audio", "table"]
+    assert set(nameless.tables) == {"image/train", "audio/train", "table/train"}
+    assert nameless.history[-1]["loss"] < nameless.history[0]["loss"]
+    assert nameless.temperature is None
+    found = scored(nameless, cache)
+    assert (found["text"], found["semantic"], found["gap"], found["zero_shot"]) == (None,) * 4
+    assert found["tested"]["table"] == "image/test"
+    pairs = found["modalities"]["pairs"]
+    assert len(pairs) == 6
+    assert all(pair["recall@1"] > 2 * pair["chance"] for pair in pairs)
+
+
+def test_a_pair_without_text_is_trained_by_the_rows_of_either(cache, tmp_path):
+    """The loss of the first step is that of the batch, and a text table is not even looked for."""
+    bare = tmp_path / "bare"
+    shutil.copytree(cache.path, bare, ignore=shutil.ignore_patterns("text"))
+    with caches.open(bare) as opened:
+        run = fit(opened, modalities="table,audio", logit_scale=20.0, **FAST)
+        metrics = scored(run, opened)
+    assert list(run.widths) == ["table", "audio"]
+    assert metrics["tested"]["table"] == "table/test"
+    assert len(metrics["modalities"]["pairs"]) == 2
+    material = task(cache, TrainConfig(modalities="table,audio", pair="class", logit_scale=20.0))
+    (batch, _, _) = next(_batches(loop.pairs_of(material)))
+    assert list(batch) == ["table", "audio"]
+
+
+def _batches(pairs: loop.Pairs):
+    seen = []
+
+    def step(fraction, batch, labels):
+        seen.append((batch, labels, fraction))
+        return {"loss": torch.zeros(())}
+
+    config = TrainConfig(epochs=1, batch_size=32)
+    list(loop.passes(pairs, loop.draws(pairs, config), config, torch.device("cpu"), step))
+    yield from seen
+
+
+def test_a_run_without_text_is_saved_loaded_extended_and_reported(
+    cache, path, nameless, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measured, "PLANE_ROWS", 11)
+    nameless.metrics, nameless.cache = scored(nameless, cache), path
+    again = checkpoint.load(nameless.save(tmp_path / "run"))
+    x = cache.table("audio/test").read()[:, 0]
+    assert np.array_equal(again.embed("audio", x), nameless.embed("audio", x))
+    told = extend_and_check(
+        again, cache, ExtendConfig(modality="smell", epochs=1, batch_size=32), tmp_path / "longer"
+    )
+    assert "newcomer" not in told
+    assert [pair["query"] for pair in told["pairs"]] == ["image/test", "smell/test"]
+    (row,) = [row for row in listing(tmp_path) if row["name"] == "run"]
+    assert "problem" not in row
+    page, *_ = report.write([tmp_path / "longer"], tmp_path / "r.html", figures=False)
+    text = page.read_text()
+    assert "mean recall@1, %; no text was trained" in text
+    assert "longer: recall@1, from each modality (rows)" in text
+    assert "Class retrieval" not in text
+    assert "smell with audio" in text or "audio with smell" in text
+
+
+def test_what_asks_by_name_refuses_a_run_without_text(cache, tmp_path):
+    for ask in (
+        lambda: plan(cache, {"seed": [1]}, {"modalities": "image,audio"}),
+        lambda: ablate_prompt(cache, {"modalities": "image,audio"}, out=tmp_path),
+        lambda: base_to_new(cache, TrainConfig(modalities="image,audio")),
+    ):
+        with pytest.raises(RecipeError, match="modalities is 'image,audio'; expected text among them"):
+            ask()
+    with pytest.raises(RecipeError, match=r"prior is .gda.kernel., a head that answers class names"):
+        fit(cache, recipe="anchored-prior", modalities="image,audio", **fast(epochs=1))

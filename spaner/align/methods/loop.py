@@ -68,20 +68,23 @@ class Pairs:
     """Samples, and for each class a run of rows in a pool from which a sample's partner is drawn.
 
     The partners of class c are ``pool[start[c] : start[c] + count[c]]``; every class of ``labels`` has some.
-    `others` are the pools of further modalities that are trained together with these two.
+    `others` are the pools of further modalities that are trained together with these two; where `partner` is
+    None, there is no pool beside them.
     """
 
     modality: str
     x: Float[Tensor, "M D"]
     labels: Int[Tensor, " M"]
-    partner: str
+    partner: str | None
     pool: Float[Tensor, "R W"]
     start: Int[Tensor, " C"]
     count: Int[Tensor, " C"]
     others: tuple[Pool, ...] = ()
 
     def partners(self, generator: torch.Generator) -> Int[Tensor, " M"]:
-        """A row of the pool for every sample, uniform over the partners of its class."""
+        """A row of the pool for every sample, uniform over the partners of its class; 0 without a pool."""
+        if self.partner is None:
+            return torch.zeros_like(self.labels)
         count = self.count[self.labels]
         chance = torch.rand(len(self.labels), generator=generator, dtype=torch.float64)
         return self.start[self.labels] + (chance * count).long()
@@ -94,7 +97,7 @@ def pairs_of(task: Task) -> Pairs:
         modality=task.modality,
         x=task.x.flatten(0, 1),
         labels=task.labels.repeat_interleave(task.x.shape[1]),
-        partner="text",
+        partner="text" if classes else None,
         pool=task.text.flatten(0, 1),
         start=torch.arange(classes) * templates,
         count=torch.full((classes,), templates),
@@ -197,7 +200,8 @@ def _passes(
         for start, stop in bounds:
             fraction = next(fractions)
             rows, columns, labels, *further = index[..., start:stop].unbind(-2)
-            batch = {pairs.modality: gather(x, rows), pairs.partner: gather(pool, columns)}
+            batch = {pairs.modality: gather(x, rows)}
+            batch |= {} if pairs.partner is None else {pairs.partner: gather(pool, columns)}
             batch |= {
                 name: gather(own, places) for (name, own), places in zip(others.items(), further, strict=True)
             }

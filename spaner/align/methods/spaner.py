@@ -86,7 +86,7 @@ class Settings(PriorSettings):
         "diagonal", "Positives: the pair itself, or all of its class.", axis="target_kinds"
     )
     modalities: str = option(
-        "image,text", "Modalities trained together, text among them; the first decides the width.", axis=None
+        "image,text", "Modalities trained together; the first beside text decides the width D.", axis=None
     )
     pair: Literal["class", "id"] = option(
         "class", "What a further modality's row shares with its sample: the class, or the id.", axis=None
@@ -109,8 +109,8 @@ class Spaner(nn.Module):
         logit_scale: 1 / temperature of both losses.
         seed: of the initial weights; torch's global generator is neither read nor moved.
         newcomers: modalities that joined a trained core. Their embeddings mean nothing in the core's frozen
-            space, so they neither start at the identity nor are blended; neither do the third modality and
-            those after it, which come from encoders of their own.
+            space, so they neither start at the identity nor are blended; neither do those beside text and the
+            first, which come from encoders of their own.
         **options: fields of `Settings`.
 
     Raises:
@@ -134,7 +134,7 @@ class Spaner(nn.Module):
     ) -> None:
         super().__init__()
         self.own, self.logit_scale = Settings(**options), logit_scale
-        self.newcomers = {*newcomers, *list(widths)[2:]}
+        self.newcomers = {*newcomers, *(name for name in list(widths)[1:] if name != "text")}
         self.objective = objective.weights(self.own.objective)
         objective.check_modalities(self.objective, list(widths))
         self.history: list[dict[str, float]] = []
@@ -157,6 +157,12 @@ class Spaner(nn.Module):
         for modality, width in widths.items():
             self._add(modality, width, seed)
         self.prior: ClosedFormPrior | None = None
+        if self.own.prior != "none" and "text" not in widths:
+            raise RecipeError(
+                f"prior is {self.own.prior!r}, a head that answers class names, and no text is trained; "
+                "expected text among the modalities; write for example --modalities image,text,audio, or "
+                "--prior none"
+            )
         if self.own.prior != "none":
             self.prior = ClosedFormPrior(self.own, self.dim, class_names)
 

@@ -93,7 +93,8 @@ class Task:
     """Training material: samples of one modality, and the texts of their classes.
 
     `modality` names what `x` holds; its class i is described by `text[i]`, one vector per template of the set
-    `templates`. `texts` holds every set of the cache by name. `queries` names the set that asks, by kind.
+    `templates`; where text is not trained, it has no row, and there is no query. `texts` holds every set of
+    the cache by name. `queries` names the set that asks, by kind.
     `validation` are rows that were not drawn for training, or None where the cache has none. `companions`
     are the modalities that are trained together with these two.
     """
@@ -126,7 +127,8 @@ class Task:
     @property
     def widths(self) -> dict[str, int]:
         further = {name: each.samples.x.shape[2] for name, each in self.companions.items()}
-        return {self.modality: self.x.shape[2], "text": self.text.shape[2], **further}
+        text = {"text": self.text.shape[2]} if len(self.text) else {}
+        return {self.modality: self.x.shape[2], **text, **further}
 
     @property
     def support(self) -> Samples:

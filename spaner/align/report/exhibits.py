@@ -32,7 +32,7 @@ def exhibits(entries: Sequence[Entry], sweeps: Sequence[Sweep]) -> list[Exhibit]
     """Every figure of the report, part by part."""
     found = [
         *(made for number, bench in enumerate(benches(entries), 1) for made in _of_bench(number, *bench)),
-        *(_confusion(entry) for entry in entries),
+        *(_confusion(entry) for entry in entries if entry.aligned.matches),
         *(made for sweep in sweeps for made in _of_sweep(sweep)),
         Exhibit("training", _losses(entries), "Losses, mean of each epoch."),
     ]
@@ -47,7 +47,7 @@ def files(shown: Sequence[Exhibit], folder: Path) -> list[Path]:
 def _of_bench(number: int, bench: Bench, members: Sequence[Entry]) -> Iterator[Exhibit]:
     yield Exhibit(
         "accuracy",
-        [_accuracy(f"accuracy-{number}", bench, members)],
+        _accuracy(f"accuracy-{number}", bench, members),
         "Share of test rows whose own class is nearest; bars are 95 % intervals.",
     )
     yield Exhibit(
@@ -63,7 +63,7 @@ def _of_bench(number: int, bench: Bench, members: Sequence[Entry]) -> Iterator[E
     )
 
 
-def _accuracy(name: str, bench: Bench, members: Sequence[Entry]) -> Drawing:
+def _accuracy(name: str, bench: Bench, members: Sequence[Entry]) -> list[Drawing]:
     every = spaces(bench, members).items()
     found = {
         kind: {
@@ -73,11 +73,12 @@ def _accuracy(name: str, bench: Bench, members: Sequence[Entry]) -> Drawing:
         }
         for kind in KINDS
     }
-    return charts.accuracy_drawing(name, found)
+    return [charts.accuracy_drawing(name, found)] if any(found.values()) else []
 
 
 def _cosines(name: str, bench: Bench, members: Sequence[Entry]) -> list[Drawing]:
-    shown = {n: s for n, s in spaces(bench, members).items() if s.matches["text"].has_cosines}
+    every = spaces(bench, members).items()
+    shown = {n: s for n, s in every if s.matches and s.matches["text"].has_cosines}
     cosines = {kind: {n: s.matches[kind].positive for n, s in shown.items()} for kind in KINDS}
     return [charts.cosine_drawing(name, cosines, bench.dataset)] if shown else []
 

@@ -108,7 +108,7 @@ def _of_run(file: Path) -> dict[str, Any]:
         "data": result["dataset"],
         "method": _title(result["config"]),
         "shots": result["draw"]["shots"],
-        "text": metrics.get("text", {}).get("accuracy"),
+        "text": (metrics.get("text") or {}).get("accuracy"),
         "semantic": semantic.get("accuracy"),
         "gap": metrics.get("gap"),
     }

@@ -3,7 +3,7 @@
 A run is scored twice on the same rows: in its own space and in the frozen encoder's, where the modalities
 share one. Runs that were tested on the same tables share a `Bench`, whose frozen space is measured once.
 What a method does not have is None or left out: a head that ignores the query has no semantic score, one
-without a space no cosines, no retrieval between modalities and no plane.
+without a space no cosines, no retrieval between modalities and no plane, a run without text no accuracy.
 
 It reads run folders and sealed caches. It draws nothing and writes nothing.
 """
@@ -156,9 +156,9 @@ def _entry(
 ) -> Entry:
     with caches.open(_cache_of(run, cache)) as opened:
         tested = (run.metrics or {}).get("tested", {})
-        table = evaluate.tested_table(opened, split or tested.get("table"))
+        table = evaluate.tested_table(opened, split or tested.get("table"), next(iter(run.widths)))
         _check_tables(run, opened)
-        for needed in (table, *evaluate.asking(opened).values()):
+        for needed in (table, *(evaluate.asking(opened).values() if evaluate.asks_by_name(run) else ())):
             run.check(opened.table(needed).manifest)
         bench = _bench(run, opened, table, benches)
         aligned = _measured(run, opened, table, _sides(run, opened, table))
@@ -210,13 +210,14 @@ def _check_recorded(run: Run, aligned: Measured) -> None:
 
 
 def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -> Bench:
-    names = (table, *evaluate.asking(cache).values())
+    named = evaluate.asks_by_name(run)
+    names = (table, *(evaluate.asking(cache).values() if named else ()))
     tables = {name: cache.table(name).manifest.sha256 for name in names}
     key = repr(tables)
     if key not in known:
         dims = {cache.table(name).dim for name in names}
         sides = {table.split("/")[0]: [table], "text": [evaluate.asking(cache)["semantic"]]}
-        frozen = _measured(evaluate.Frozen(), cache, table, sides) if len(dims) == 1 else None
+        frozen = _measured(evaluate.Frozen(), cache, table, sides) if named and len(dims) == 1 else None
         ok = cache.table(table).ok
         known[key] = Bench(
             cache=shown(Path(cache.path)),
@@ -233,7 +234,9 @@ def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -
 
 def _sides(run: Run, cache: caches.Cache, table: str) -> dict[str, list[str]]:
     """Test tables by modality: the tested one, class names, and a newcomer's test rows or untrained folds."""
-    sides = {table.split("/")[0]: [table], "text": [evaluate.asking(cache)["semantic"]]}
+    sides = {table.split("/")[0]: [table]}
+    if evaluate.asks_by_name(run):
+        sides["text"] = [evaluate.asking(cache)["semantic"]]
     further = [name for name in run.widths if name not in sides and cache.has(f"{name}/test")]
     sides |= {name: [f"{name}/test"] for name in further}
     for record in run.extensions:
@@ -246,8 +249,9 @@ def _sides(run: Run, cache: caches.Cache, table: str) -> dict[str, list[str]]:
 
 
 def _measured(space: Any, cache: caches.Cache, table: str, sides: dict[str, list[str]]) -> Measured:
-    matches = evaluate.matches(space, cache, table)
-    metrics.per_class_accuracy(matches["text"], cache.class_names)  # refuses a class without test rows
+    matches = evaluate.matches(space, cache, table) if "text" in sides else {}
+    if matches:
+        metrics.per_class_accuracy(matches["text"], cache.class_names)  # refuses a class without test rows
     rows = {modality: _rows(space, cache, names) for modality, names in sides.items() if space.has_space}
     return Measured(
         matches=matches,
@@ -279,7 +283,7 @@ def scores_of(matches: dict[str, metrics.Match], names: Sequence[str]) -> dict[s
         **{kind: _numbers(matches[kind]) if kind in matches else None for kind in KINDS},
         "gap": paired_difference(credit[0], credit[1], resamples=RESAMPLES) if len(credit) == 2 else None,
         "chance": metrics.chance(len(names)),
-        "ceiling": metrics.ceiling(matches["text"].labels, names),
+        "ceiling": metrics.ceiling(matches["text"].labels, names) if matches else None,
     }
 
 

@@ -61,6 +61,12 @@ def head(entries: Sequence[Entry], apart: Sequence[str]) -> str:
 
 
 def _tile(entry: Entry) -> str:
+    name = f'<a href="#{entry.anchor}">{escape(entry.name)}</a>'
+    if not entry.aligned.matches:
+        ways = [way["recall@1"] for way in entry.aligned.directions]
+        mean = text(Number(sum(ways) / len(ways)), "percent") if ways else "–"
+        about = f"{len(ways)} ordered pairs: mean recall@1, %; no text was trained"
+        return f'<li><span class="of">{name}</span><b>{mean}</b><span class="of">{about}</span></li>'
     accuracy = [text(accuracy_numbers(entry.aligned.scores)[kind], "percent") for kind in KINDS]
     gains = []
     for kind, gain in (entry.gains or {}).items():
@@ -70,7 +76,7 @@ def _tile(entry: Entry) -> str:
         gains.append(f'{kind} <span class="{tone}" title="{sure}">{text(gain, "points")}</span>')
     versus = f"<span>vs frozen: {', '.join(gains)} points</span>" if gains else ""
     return (
-        f'<li><span class="of"><a href="#{entry.anchor}">{escape(entry.name)}</a></span>'
+        f'<li><span class="of">{name}</span>'
         f'<b>{accuracy[0]} <span class="faint">/</span> {accuracy[1]}</b>'
         f'<span class="of">text / semantic, % right</span><span class="of">{versus}</span></li>'
     )
@@ -95,8 +101,9 @@ def sections(
         if key in by_key:
             body = f"<p>{escape(about)}</p>{drawn.get(key, '')}{_tables(key, by_key)}"
             yield Section(key.replace("_", "-"), title, body)
-        if key == "retrieval" and entries:
-            yield Section("confusion", "Confusion", _confusion(entries, drawn))
+        confused = [entry for entry in entries if entry.aligned.matches]
+        if key == "retrieval" and confused:
+            yield Section("confusion", "Confusion", _confusion(confused, drawn))
     if sweeps:
         yield Section("ablations", "Ablations", "".join(_sweep(s, by_key[s.anchor], drawn) for s in sweeps))
     for check in checks:

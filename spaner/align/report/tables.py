@@ -79,12 +79,13 @@ def _score(scores: Scores, kind: str, name: str) -> Number | None:
 
 def tables(entries: Sequence[Entry]) -> list[ReportTable]:
     """All tables of the measured runs; those without a row are left out."""
-    found = [_accuracy(entries), _cosines(entries)]
+    named = [entry for entry in entries if entry.aligned.matches]
+    found = [_accuracy(named), _cosines(named)] if named else []
     found += [space_tables.pairs(entries), space_tables.directions(entries, _published)]
     found += many_tables.matrices(entries)
     more = [many_tables.one_space(entries), many_tables.agreement(entries), many_tables.together(entries)]
     found += [table for table in more if table is not None]
-    found += [_differences(entries)] if len(entries) > 1 else []
+    found += [_differences(named)] if len(named) > 1 else []
     return [table for table in found if table.rows]
 
 

@@ -6,6 +6,9 @@ accuracy. A head that ignores what it is asked has an accuracy, no semantic one 
 without a space has no cosines: None. Class names are those of the cache that is
 scored, so a run can be tested on another data set. Rows whose extraction failed are left out and counted.
 
+A run that was trained without text can be asked for no class by name: it has no accuracy, and what its
+modalities find in each other is told by `evaluate_modalities`.
+
 Reads sealed caches, streams the table, and holds a few numbers per row. It never trains and never chooses
 anything.
 """
@@ -56,17 +59,18 @@ def evaluate(
     Args:
         run: a trained run.
         cache: a cache, or its path.
-        split: "image/test" or "test"; default `image/test` where there is one, else `image/val`.
+        split: "image/test" or "test"; default the `test` of the run's first modality, where it has one, else
+            its `val`.
         frozen: the result of `zero_shot` on the same table, where the caller has it already.
 
     Returns:
         `text` and `semantic` (the numbers of `metrics.summary`, and `ece` and `nll` at the method's own logit
-        scale; None where an encoder has none), `gap`, `chance`, `ceiling`, `rows`, `failed`, `tested` (which
-        table of which cache, by hash), `synthetic`, and `zero_shot` (the same without itself; None where the
-        encoders share no space of their own). Where a prior joins the scores, `without_prior`
-        holds the accuracies of the space alone. Where images have captions, `captions` is what
-        `captions.caption_retrieval` gives; where classes have negated forms, `negation` is what `negation_of`
-        gives.
+        scale; None where an encoder has none; both None for a run without text), `gap`, `chance`, `ceiling`,
+        `rows`, `failed`, `tested` (which table of which cache, by hash), `synthetic`, and `zero_shot` (the
+        same without itself; None where the encoders share no space of their own). Where a prior joins the
+        scores, `without_prior` holds the accuracies of the space alone. Where images have captions,
+        `captions` is what `captions.caption_retrieval` gives; where classes have negated forms, `negation` is
+        what `negation_of` gives.
 
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
@@ -74,9 +78,12 @@ def evaluate(
         DatasetError: no rows, one class only, NaN.
     """
     with opened_cache(cache) as opened:
-        name = tested_table(opened, split)
-        for needed in (name, *asking(opened).values()):
+        name = tested_table(opened, split, next(iter(run.widths)))
+        named = asks_by_name(run)
+        for needed in (name, *(asking(opened).values() if named else ())):
             run.check(opened.table(needed).manifest)
+        if not named:
+            return {**_result({}, opened, name), "zero_shot": None}
         found = matches(run, opened, name)
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
         result |= _beside_classes(run, opened, name)
@@ -86,6 +93,11 @@ def evaluate(
                 kind: metrics.summary(match)["accuracy"] for kind, match in alone.items()
             }
         return result
+
+
+def asks_by_name(run: Any) -> bool:
+    """Whether a class can be named to the run: text was part of its training."""
+    return "text" in run.widths
 
 
 def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any] | None:
@@ -272,10 +284,9 @@ def _blocks(table: Any) -> Iterator[tuple[Float[np.ndarray, "n D"], Int[np.ndarr
 
 def _result(found: dict[str, metrics.Match], cache: caches.Cache, name: str) -> dict[str, Any]:
     table = cache.table(name)
-    scores: dict[str, Any] = {
-        kind: metrics.summary(match) | calibration.of_match(match) for kind, match in found.items()
-    }
-    text, semantic, labels = scores["text"], scores.setdefault("semantic", None), found["text"].labels
+    scores: dict[str, Any] = dict.fromkeys(("text", "semantic"))
+    scores |= {kind: metrics.summary(match) | calibration.of_match(match) for kind, match in found.items()}
+    text, semantic, labels = scores["text"], scores["semantic"], table.labels[table.ok]
     return {
         **scores,
         "gap": None if semantic is None else text["accuracy"] - semantic["accuracy"],

@@ -42,15 +42,16 @@ def queries(cache: caches.Cache) -> dict[str, Query]:
     }
 
 
-def tested_table(cache: caches.Cache, split: str | None) -> str:
-    """The full name of the table to score.
+def tested_table(cache: caches.Cache, split: str | None, modality: str = "image") -> str:  # noqa: PT028
+    """The full name of the table to score; by default the modality's `test`, or its `val` where it has no
+    `test`.
 
     Raises:
         CacheError: the cache has no such table.
     """
     if split is None:
-        return "image/test" if cache.has("image/test") or not cache.has("image/val") else "image/val"
-    return split if "/" in split else f"image/{split}"
+        split = "test" if cache.has(f"{modality}/test") or not cache.has(f"{modality}/val") else "val"
+    return split if "/" in split else f"{modality}/{split}"
 
 
 @contextmanager

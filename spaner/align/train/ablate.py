@@ -30,7 +30,7 @@ from spaner.align.score.intervals import Number, paired_difference
 from spaner.align.score.tables import opened_cache, tested_table
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
-from spaner.align.train.joint import modalities_of, trained_together
+from spaner.align.train.joint import check_named, modalities_of, trained_together
 from spaner.align.train.kept import KeptResults
 from spaner.align.train.run import Run
 from spaner.align.train.task import task
@@ -115,6 +115,7 @@ def _check(reference: TrainConfig, seeds: Sequence[int]) -> None:
             f"ablate prompt: method {reference.method} has no shared prompt; expected spaner; leave "
             "--method out"
         )
+    check_named(reference, "ablate prompt")
     if not seeds:
         raise RecipeError("ablate prompt: the list for seeds is empty; give at least one value")
     if not (reference.prompt_length and reference.prompt == "shared" and reference.aligner == "attention"):

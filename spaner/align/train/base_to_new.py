@@ -16,6 +16,7 @@ from spaner.align.score.evaluate import Frozen, asking, matches
 from spaner.align.score.tables import opened_cache, tested_table
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
+from spaner.align.train.joint import check_named
 from spaner.errors import Mismatch
 
 KINDS = ("text", "semantic")
@@ -39,8 +40,9 @@ def base_to_new(
         many are base and new), and `reason` where the new classes cannot be asked.
 
     Raises:
-        DatasetError: fewer than four classes. What `fit` raises.
+        DatasetError: fewer than four classes. RecipeError: no text is trained. What `fit` raises.
     """
+    check_named(config, "base-to-new")
     with opened_cache(cache) as opened:
         base, new = halves(opened)
         table = tested_table(opened, None)

@@ -24,7 +24,7 @@ from spaner import cache as caches
 from spaner.align.methods.loop import Pairs, optimise
 from spaner.align.methods.method import Extendable
 from spaner.align.methods.task import Samples
-from spaner.align.score.evaluate import evaluate, evaluate_pair, opened_cache
+from spaner.align.score.evaluate import asks_by_name, evaluate, evaluate_pair, opened_cache
 from spaner.align.train.config import ExtendConfig
 from spaner.align.train.rows import drawn_samples, samples_of
 from spaner.align.train.run import Run
@@ -98,7 +98,7 @@ def extend_and_check(
 
     Returns:
         `extension` (the record), `metrics` of the core, and where there is a test table `newcomer` (its own
-        retrieval of names) and `pairs` (retrieval between it and the others).
+        retrieval of names, if the run knows names) and `pairs` (retrieval between it and the others).
 
     Raises:
         RunError: the core's hash or one of its metrics changed; nothing is saved.
@@ -115,8 +115,10 @@ def extend_and_check(
         result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
         if opened.has(f"{config.modality}/test"):
             newcomer, anchor = f"{config.modality}/test", f"{config.anchor}/test"
-            result["newcomer"] = evaluate(longer, opened, newcomer)
-            directions = (("text/classname", newcomer), (anchor, newcomer), (newcomer, anchor))
+            directions = [(anchor, newcomer), (newcomer, anchor)]
+            if asks_by_name(longer):
+                result["newcomer"] = evaluate(longer, opened, newcomer)
+                directions.insert(0, ("text/classname", newcomer))
             result["pairs"] = [evaluate_pair(longer, opened, query, target) for query, target in directions]
         return result
 

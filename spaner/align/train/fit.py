@@ -16,7 +16,7 @@ from spaner.align.methods import method as methods
 from spaner.align.methods.loop import batch_numbers, pairs_of
 from spaner.align.methods.task import Task, Tools
 from spaner.align.score import calibration
-from spaner.align.score.evaluate import evaluate, evaluate_modalities, opened_cache
+from spaner.align.score.evaluate import asks_by_name, evaluate, evaluate_modalities, opened_cache
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.joint import trained_together
 from spaner.align.train.run import Run
@@ -78,10 +78,20 @@ def train(
     with opened_cache(cache) as opened:
         run = fit(opened, config, progress, text_tower=text_tower, pictures=pictures)
         folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
-        run.metrics = evaluate(run, opened)
-        if len(run.widths) > 2:
-            run.metrics["modalities"] = evaluate_modalities(run, opened, trained_together(run))
+        run.metrics = scored(run, opened)
         return run, run.save(folder)
+
+
+def scored(run: Run, cache: caches.Cache, split: str | None = None) -> dict[str, Any]:
+    """`evaluate`, and for a run of three modalities or without text `evaluate_modalities` as "modalities".
+
+    Raises:
+        As the two.
+    """
+    metrics = evaluate(run, cache, split)
+    if len(run.widths) > 2 or not asks_by_name(run):
+        metrics["modalities"] = evaluate_modalities(run, cache, trained_together(run))
+    return metrics
 
 
 def resolved(config: TrainConfig | None, overrides: dict[str, Any]) -> TrainConfig:

@@ -21,19 +21,34 @@ from spaner.errors import CacheError, RecipeError
 
 
 def modalities_of(config: Any) -> tuple[str, ...]:
-    """The modalities that a configuration trains together, the samples' first; image and text by default.
+    """The modalities that a configuration trains together beside text, the samples' first; image by default.
 
     Raises:
-        RecipeError: one modality, one twice, or no text.
+        RecipeError: one modality, or one twice.
     """
     text = getattr(config, "modalities", "image,text")
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if len(set(names)) < max(2, len(names)) or "text" not in names:
+    if len(set(names)) < max(2, len(names)):
         raise RecipeError(
-            f"modalities is {text!r}; expected two different ones or more, text among them, since "
-            "class names are what is asked for; write for example --modalities image,text,audio"
+            f"modalities is {text!r}; expected two different ones or more; write for example --modalities "
+            "image,text,audio"
         )
     return tuple(name for name in names if name != "text")
+
+
+def reads_text(config: Any) -> bool:
+    """Whether class names are trained on; without them classes are labels alone, and nothing asks by name."""
+    named = getattr(config, "modalities", "image,text")
+    return "text" in [name.strip() for name in named.split(",")]
+
+
+def check_named(config: Any, command: str) -> None:
+    """RecipeError unless class names are trained on: `command` compares what is found by them."""
+    if not reads_text(config):
+        raise RecipeError(
+            f"{command}: modalities is {config.modalities!r}; expected text among them, since accuracies are "
+            "those of class names; write for example --modalities image,text,audio"
+        )
 
 
 def companions(

@@ -18,7 +18,7 @@ from spaner.align.score.intervals import Number
 from spaner.align.score.tables import tested_table
 from spaner.align.train.cells import Cell, Towers, run_cells
 from spaner.align.train.config import TrainConfig, parts_of
-from spaner.align.train.joint import modalities_of
+from spaner.align.train.joint import check_named, modalities_of
 from spaner.cache import files
 from spaner.errors import RecipeError, RunError
 from spaner.progress import Progress
@@ -146,6 +146,7 @@ def plan(
         settings = {**base, **varied}
         config = TrainConfig.from_recipe(settings.pop("recipe", "paper"), **settings)
         _check_axes(grid, config)
+        check_named(config, "sweep")
         cells.append(Cell(config, varied, result_file(folder, config, identity | further(cache, config))))
     return cells
 

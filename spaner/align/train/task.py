@@ -13,7 +13,7 @@ from spaner import cache as caches
 from spaner.align.methods.task import Task, Texts
 from spaner.align.score.tables import class_texts, query_sets, tested_table
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.joint import companions, modalities_of
+from spaner.align.train.joint import companions, modalities_of, reads_text
 from spaner.align.train.rows import drawn_samples, good_rows, validation_samples
 from spaner.errors import CacheError, Mismatch, RecipeError
 
@@ -29,14 +29,13 @@ def task(cache: caches.Cache, config: TrainConfig) -> Task:
     """
     names = modalities_of(config)
     modality = names[0]
-    samples, texts = cache.table(f"{modality}/train"), cache.table(f"text/{config.templates}")
-    _check_same_weights(samples.manifest, texts.manifest)
+    samples = cache.table(f"{modality}/train")
+    texts = _texts(cache, samples, config) if reads_text(config) else []
+    sets = _template_sets(cache, config.templates) if texts else {}
     drawn = drawn_samples(samples, config.shots, config.draw_seed)
-    encoders = {modality: samples.manifest.encoder, "text": texts.manifest.encoder}
-    sets = _template_sets(cache, config.templates)
     further = list(companions(cache, config, names))
-    encoders |= {name: table.manifest.encoder for name, _, table in further}
-    read = [samples, texts, *(table for _, _, table in further)]
+    read = [samples, *texts, *(table for _, _, table in further)]
+    encoders = {table.manifest.modality: table.manifest.encoder for table in read}
     return Task(
         dataset=cache.dataset,
         class_names=tuple(cache.class_names),
@@ -44,10 +43,12 @@ def task(cache: caches.Cache, config: TrainConfig) -> Task:
         x=drawn.x,
         norms=drawn.norms,
         labels=drawn.labels,
-        text=sets[config.templates].x,
+        text=sets[config.templates].x if sets else torch.empty(0, 0, 0),
         texts=sets,
-        queries=query_sets(cache),
-        validation=validation_samples(cache, modality, drawn, tested_table(cache, None), config.held),
+        queries=query_sets(cache) if sets else {},
+        validation=validation_samples(
+            cache, modality, drawn, tested_table(cache, None, modality), config.held
+        ),
         templates=config.templates,
         logit_scale=scale_of(config, encoders),
         draw=drawn.draw,
@@ -56,6 +57,13 @@ def task(cache: caches.Cache, config: TrainConfig) -> Task:
         companions={name: rows for name, rows, _ in further},
         table_rows=torch.from_numpy(good_rows(samples, config.shots, config.draw_seed)),
     )
+
+
+def _texts(cache: caches.Cache, samples: caches.Table, config: TrainConfig) -> list[caches.Table]:
+    """The table of the trained templates, of the samples' own encoder."""
+    texts = cache.table(f"text/{config.templates}")
+    _check_same_weights(samples.manifest, texts.manifest)
+    return [texts]
 
 
 def _template_sets(cache: caches.Cache, trained: str) -> dict[str, Texts]:

@@ -91,9 +91,11 @@ def _results(metrics: Mapping[str, Any]) -> str:
         f"{rows:,} rows of {_plain(tested['table'])} of {_plain(tested['dataset'])}, chance "
         f"{100 * metrics['chance']:.1f} %.",
         "",
-        "| | accuracy, 95 % interval | positive cosine | margin | ECE |",
-        "|---|---|---|---|---|",
     ]
+    if metrics["text"] is None:
+        lines.append("No text was trained: no class can be asked by name.")
+        return "\n".join(lines) + _between(metrics)
+    lines += ["| | accuracy, 95 % interval | positive cosine | margin | ECE |", "|---|---|---|---|---|"]
     frozen = metrics.get("zero_shot") or {}
     named = {
         "text": metrics["text"],
@@ -104,6 +106,14 @@ def _results(metrics: Mapping[str, Any]) -> str:
     lines += [_row(name, scores, rows) for name, scores in named.items() if scores]
     gap = metrics["gap"]
     return "\n".join([*lines, "", f"Gap (text − semantic): {'–' if gap is None else f'{100 * gap:.1f}'}"])
+
+
+def _between(metrics: Mapping[str, Any]) -> str:
+    trained = (metrics.get("modalities") or {}).get("trained")
+    if trained is None:
+        return ""
+    found, chance = (f"{100 * trained[name]:.1f}" for name in ("recall@1", "chance"))
+    return f" Mean recall@1 between its modalities: {found} % (chance {chance} %)."
 
 
 def _row(name: str, scores: Mapping[str, Any], rows: int) -> str:
