@@ -23,11 +23,12 @@ def load(entries: Mapping[str, str], kind: str, name: str, error: type[SpanerErr
         kind: the option's word, "encoder" for ``--encoder``; also names the entry-point group.
         error: raised for an unknown name, and for an entry whose module or attribute cannot be had.
     """
+    if name in entries:  # what packages offer is looked up only where it is asked for
+        module, _, attribute = entries[name].partition(":")
+        return getattr(import_module(module), attribute)
     check(entries, kind, name, error)
     target = _known(entries, kind)[name]
     module, _, attribute = target.partition(":")
-    if name in entries:
-        return getattr(import_module(module), attribute)
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as broken:
@@ -39,6 +40,8 @@ def load(entries: Mapping[str, str], kind: str, name: str, error: type[SpanerErr
 
 def check(entries: Mapping[str, str], kind: str, name: str, error: type[SpanerError]) -> None:
     """Raise `error` unless `name` is known; the line says which are and which is nearest. Imports nothing."""
+    if name in entries:
+        return
     known = names(entries, kind)
     if name in known:
         return

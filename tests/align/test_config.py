@@ -4,11 +4,16 @@ import copy
 import dataclasses
 import subprocess
 import sys
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from spaner import cache as caches
+from spaner import settings
 from spaner.align.methods.method import METHODS
 from spaner.align.train.config import RECIPES, TrainConfig, parts_of
+from spaner.align.train.sweep import plan
+from spaner.cli.options import Typed, typed_settings
 from spaner.errors import RecipeError
 from spaner.settings import axes
 
@@ -60,6 +65,47 @@ def test_no_two_parts_share_a_setting(method):
     assert len(names) == len(set(names))
     axes_ = axes(*parts_of(method))
     assert len(axes_) == len(set(axes_.values()))
+
+
+WORDS = {
+    "templates": "vanilla",
+    "words": "on a",
+    "aligner": "linear",
+    "direction": "image",
+    "objective": "gram",
+}
+
+
+def two_values(field: dataclasses.Field, hint: Any) -> list[Any]:
+    """Two that the setting may take."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(field.default, str) and hint is str:
+        return [field.default, WORDS[field.name]]
+    if get_origin(hint) is Literal:
+        return list(kinds[:2])
+    kind = int if int in kinds else float
+    low, default = field.metadata["low"] or 0, field.default
+    first = kind(low + 1) if default in (None, "auto") else kind(str(default))
+    return [first, first + 1 if kind is int else (first or 1) / 2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_sweepable_setting_is_an_axis_of_its_method(method, toy_cache):
+    """As typed: `--lrs 0.1,0.2` makes two cells that differ in lr, named apart."""
+    with caches.open(toy_cache) as cache:
+        for kind in parts_of(method):
+            hints, names = get_type_hints(kind), axes(kind)
+            fields = {f.name: f for f in dataclasses.fields(kind)}
+            assert settings.grids(kind).keys() <= set(names.values()), "what validation chooses can be swept"
+            for axis, name in names.items():
+                if name in ("recipe", "method"):
+                    continue  # they bring settings of their own: see the tests of sweeps
+                values = two_values(fields[name], hints[name])
+                _, grid = typed_settings(Typed({axis: ",".join(map(str, values))}, [method], lists=True))
+                assert grid == {name: values}
+                cells = plan(cache, grid, {"method": method})
+                assert [getattr(cell.config, name) for cell in cells] == values, axis
+                assert len({cell.key for cell in cells}) == 2, axis
 
 
 def test_identity_knows_what_is_away_from_its_default_and_what_was_given():

@@ -14,7 +14,7 @@ from spaner.align.score.evaluate import evaluate
 from spaner.align.train import extend as extending
 from spaner.align.train import run as checkpoint
 from spaner.align.train.config import ExtendConfig
-from spaner.align.train.extend import extend, frozen_sha256
+from spaner.align.train.extend import extend, extend_and_check, frozen_sha256
 from spaner.align.train.fit import fit
 from spaner.align.train.rows import unit_rows
 from spaner.errors import CacheError, Mismatch, RecipeError, RunError
@@ -100,6 +100,32 @@ def test_the_given_run_is_left_alone(run, cache):
     assert same(weights, run.model.state_dict())
     assert all(parameter.requires_grad for parameter in run.model.parameters())
     assert (run.widths, run.encoders, run.extensions) == (widths, encoders, [])
+
+
+def test_a_core_that_moves_while_the_newcomer_trains_is_refused(run, cache, monkeypatch):
+    def nudged(model, *rest):
+        history = loop.optimise(model, *rest)
+        model.prompt.data.view(torch.int32)[0, 0] ^= 1
+        return history
+
+    monkeypatch.setattr(extending, "optimise", nudged)
+    with pytest.raises(RunError, match="audio changed the trained core; expected the same bits"):
+        extend(run, cache, **FAST)
+
+
+def test_a_core_that_scores_otherwise_is_refused_and_not_saved(run, cache, monkeypatch, tmp_path):
+    """Whatever the hash overlooks: here the core changes before it is first hashed."""
+    joined = type(run.model).joined
+
+    def nudged(model, *told):
+        longer = joined(model, *told)
+        longer.prompt.data.add_(0.3)
+        return longer
+
+    monkeypatch.setattr(type(run.model), "joined", nudged)
+    with pytest.raises(RunError, match=r"audio changed the trained core; .* nothing was saved"):
+        extend_and_check(run, cache, ExtendConfig(**FAST), tmp_path / "longer")
+    assert not (tmp_path / "longer").exists()
 
 
 # --- the newcomer learns, from the right rows ---

@@ -22,7 +22,7 @@ from spaner.align.report.table import OURS, Cell, Column, ReportTable, Row, aver
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train import run as checkpoint
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.fit import fit
+from spaner.align.train.fit import train
 from spaner.align.train.run import Run
 from spaner.cache import files
 from spaner.errors import CacheError, RecipeError
@@ -129,6 +129,8 @@ def reproduce(setup: Setup, progress: Progress | None = None) -> Reproduction:
         )
     if not setup.seeds:
         raise RecipeError("reproduce: the list of seeds is empty; expected at least one; type --seeds 1,2,3")
+    for who in setup.methods:
+        config_of(setup, who, setup.seeds[0])  # an unknown name is said before anything is trained
     module, _, name = ARTIFACTS[setup.artifact].partition(":")
     with opened(setup) as cache:
         made: Reproduction = getattr(import_module(module), name)(setup, cache, progress or no_progress)
@@ -192,22 +194,24 @@ def core(setup: Setup, cache: caches.Cache, who: str, seed: int, progress: Progr
     if run is None:
         what = f"train {who}, seed {seed}"
         tools = setup.towers(cache.path, config.method, config.device) if setup.towers else {}
-        run = fit(cache, config, lambda done, total, _: progress(done, total, what), **tools)
-        run.cache = cache.path
+        run, _ = train(cache, config, folder, lambda done, total, _: progress(done, total, what), **tools)
+        run.towers = setup.towers
+        return folder, run
     run.towers = setup.towers
-    run.metrics = evaluate(run, cache)  # again for a saved run: its test tables may be new
+    run.metrics = evaluate(run, cache)  # its test tables may be new
     return run.save(folder), run
 
 
 def config_of(setup: Setup, who: str, seed: int) -> TrainConfig:
-    """Settings of a recipe, or a method's own defaults on the same rows.
+    """Settings of a recipe, or a method's own defaults on the same rows, in as many epochs if it has any.
 
     Raises:
-        RecipeError: neither a recipe nor a method, or `epochs` for a method that has none.
+        RecipeError: neither a recipe nor a method.
     """
     if who in RECIPES:
         return TrainConfig.from_recipe(who, **setup.settings() | {"seed": seed})
-    own = {name: value for name, value in setup.settings().items() if name in ("shots", "epochs")}
+    known = TrainConfig(method=who).to_json().keys() & {"shots", "epochs"}
+    own = {name: value for name, value in setup.settings().items() if name in known}
     return TrainConfig.from_recipe(method=who, **own, seed=seed)
 
 

@@ -55,16 +55,15 @@ def extend(
         A new run with one more modality, whose last extension records what was done and both hashes.
 
     Raises:
-        RunError: the run has the modality already, or is not of a kind that can be extended.
+        RunError: the run has the modality already, or is not of a kind that can be extended; or the core's
+            hash changed, which is a bug.
         CacheError: a table, or the partners of a class, are missing. Mismatch: another encoder's images.
     """
     config = config or ExtendConfig(**overrides)
     with opened_cache(cache) as opened:
         _check_run(run, config, replace=replace)
-        anchors, table = (
-            opened.table(f"{config.anchor}/train"),
-            opened.table(f"{config.modality}/{config.split}"),
-        )
+        anchors = opened.table(f"{config.anchor}/train")
+        table = opened.table(f"{config.modality}/{config.split}")
         run.check(anchors.manifest)
         samples = _samples(table, config)
         pool = drawn_samples(anchors, run.draw["shots"], run.draw["seed"] or 1)
@@ -105,12 +104,9 @@ def extend_and_check(
     """
     with opened_cache(cache) as opened:
         longer = extend(run, opened, config, progress, replace=replace)
-        hashes = longer.extensions[-1]["frozen_sha256"]
         longer.metrics, longer.cache = evaluate(longer, opened), opened.path
-        if hashes["before"] != hashes["after"] or longer.metrics != evaluate(run, opened):
-            raise RunError(
-                f"{config.modality} changed the trained core; nothing was saved; please report this"
-            )
+        if longer.metrics != evaluate(run, opened):
+            raise _moved(config)
         longer.save(folder)
         result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
         if opened.has(f"{config.modality}/test"):
@@ -121,6 +117,13 @@ def extend_and_check(
                 directions.insert(0, ("text/classname", newcomer))
             result["pairs"] = [evaluate_pair(longer, opened, query, target) for query, target in directions]
         return result
+
+
+def _moved(config: ExtendConfig) -> RunError:
+    return RunError(
+        f"{config.modality} changed the trained core; expected the same bits before and after; "
+        "nothing was saved; please report this"
+    )
 
 
 def frozen_sha256(model: nn.Module) -> str:
@@ -184,6 +187,8 @@ def _pairs(samples: Samples, pool: Samples, config: ExtendConfig, class_names: l
 def _extended(
     run: Run, model: Any, config: ExtendConfig, encoder: caches.EncoderSpec, record: dict[str, Any]
 ) -> Run:
+    if record["frozen_sha256"]["before"] != record["frozen_sha256"]["after"]:
+        raise _moved(config)
     kept = [e for e in run.extensions if e["config"]["modality"] != config.modality]
     return dataclasses.replace(
         run,

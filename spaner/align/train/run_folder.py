@@ -29,9 +29,10 @@ from safetensors.torch import save_file
 from spaner.cache import files
 from spaner.errors import CacheError, RunError
 
-LOOKS = 5
-
 SCHEMA = "spaner-run/1"
+
+#: How often `refuse_foreign` looks before it refuses.
+LOOKS = 5
 
 #: What the weights say of themselves, so that a result of other weights is noticed.
 TIED = (
@@ -46,7 +47,6 @@ TIED = (
     "extensions",
     "seconds",
 )
-
 
 #: What a result is made of.
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -250,6 +250,11 @@ def _write_history(file: Path, history: list[dict[str, float]]) -> None:
 def _read_history(file: Path) -> list[dict[str, float]]:
     try:
         with file.open(newline="", encoding="utf-8") as stream:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
-    except (OSError, TypeError, ValueError) as error:
+            return [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    except (OSError, AttributeError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}; run `spaner train` again") from None
+
+
+def _number(text: str) -> float:
+    """As it was written: an epoch is a whole number, also when the run is saved again."""
+    return int(text) if text.isdecimal() else float(text)
