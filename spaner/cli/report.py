@@ -43,7 +43,7 @@ def report(
     from spaner.align.report.listing import newest
     from spaner.align.report.write import write
 
-    if not runs and not sweep:
+    if not runs and not sweep and not check:
         runs = [newest()]
         console.note(f"the newest run: {runs[0]}")
     files = write(

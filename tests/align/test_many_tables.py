@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import spaner.cache
-from spaner.align.report import checks, many_tables
+from spaner.align.report import check_charts, checks, many_tables
 from spaner.align.report import measured as report_run
 from spaner.align.report import write as report
+from spaner.align.report.panel import Mark, Panel
 from spaner.align.score.evaluate import evaluate, evaluate_modalities
 from spaner.align.score.space import joint_of
 from spaner.align.train.extend import extend
@@ -116,11 +117,40 @@ def test_the_page_shows_matrix_and_checks(place, tmp_path, monkeypatch):
     assert "r_files" in str(csv)
 
 
-def test_a_page_of_checks_alone(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "scale.json").write_text(json.dumps(SCALE))
-    page, *_ = report.write([], tmp_path / "r.html", checks=[tmp_path / "a"], figures=False)
-    assert "More modalities" in page.read_text()
+def test_a_page_of_checks_alone_has_their_figures(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, told in (("ablation", ABLATION), ("scale", SCALE), ("transfer", TRANSFER)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.json").write_text(json.dumps(told))
+    done = cli("report", "--check", "scale", "--check", "ablation", "--check", "transfer", "-o", "r.html")
+    assert done.status == 0, done.err
+    assert "the newest run" not in done.err
+    text = (tmp_path / "r.html").read_text()
+    assert "More modalities" in text
+    for drawn in ("scale-check-1", "prompt-check-2", "transfer-check-3"):
+        assert (tmp_path / "r_files" / f"{drawn}.png").stat().st_size > 1000
+        assert f"r_files/{drawn}.svg" in text
+
+
+def test_figures_of_checks_show_the_numbers():
+    """What a pointer is told: each number of the file once, with its interval, faint where 0 lies inside."""
+    tips = [mark.tip for panel in check_charts.scale_drawing("s", SCALE).panels for mark in marks(panel)]
+    text, seconds = 100 * STEP["text"][0], STEP["seconds"][0]
+    assert f"trained together, 3 modalities\n{text:.1f} ± {100 * STEP['text'][1]:.1f} accuracy (%)" in tips
+    assert f"joined one by one, 3 modalities\n{seconds:.1f} ± {STEP['seconds'][1]:.1f} seconds" in tips
+    assert sum("emergent" in tip for tip in tips) == 1
+    drawn = [mark for panel in check_charts.prompt_drawing("p", ABLATION).panels for mark in marks(panel)]
+    assert {mark.tip for mark in drawn} == {"no prompt (P = 0)\n+1.0 points (95 %: -1.0 … +3.0)"}
+    assert {mark.colour for mark in drawn} == {"faint"}
+    (gain,) = [mark for panel in check_charts.transfer_drawing("t", TRANSFER).panels for mark in marks(panel)]
+    assert gain.tip == "other, a\n+1.0 points (95 %: -1.0 … +3.0)"
+    sure = {**TRANSFER, "rows": [TRANSFER["rows"][1] | {"gains": {"text": LOST | {"low": 0.001}}}]}
+    (gain,) = [mark for panel in check_charts.transfer_drawing("t", sure).panels for mark in marks(panel)]
+    assert gain.colour != "faint"
+
+
+def marks(panel: Panel) -> list[Mark]:
+    return [part for part in panel.parts if isinstance(part, Mark)]
 
 
 def test_what_is_no_check_is_one_line(tmp_path):

@@ -21,11 +21,17 @@ FILES = ("ablation.json", "scale.json", "transfer.json")
 
 @dataclass(frozen=True)
 class Check:
-    """A part of the page: its heading, a line about it, and its tables."""
+    """A part of the page: its heading, a line about it, its tables, and what its command wrote."""
 
     title: str
     about: str
     tables: list[ReportTable]
+    told: dict[str, Any]
+
+    @property
+    def anchor(self) -> str:
+        """Of its part of the page."""
+        return self.tables[0].key
 
 
 def read(folders: Sequence[Path]) -> list[Check]:
@@ -76,6 +82,7 @@ def prompt(told: dict[str, Any], key: str) -> Check:
         "What the prompt contributes",
         about,
         [ReportTable(key, title, columns, [("", rows)], note, "variant")],
+        told,
     )
 
 
@@ -94,9 +101,9 @@ def _variant(row: dict[str, Any], seeds: int) -> dict[str, Cell]:
 def scale(told: dict[str, Any], key: str) -> Check:
     """A row for every number of modalities, the two ways in groups."""
     columns = [
-        Column("seconds", "seconds", "cosine"),
-        Column("step_ms", "ms a step", "cosine"),
-        Column("megabytes", "MB", "cosine"),
+        Column("seconds", "seconds", "amount"),
+        Column("step_ms", "ms a step", "amount"),
+        Column("megabytes", "MB", "amount"),
         Column("parameters", "parameters", "count"),
         Column("text", "text", "percent"),
         Column("semantic", "semantic", "percent"),
@@ -117,7 +124,7 @@ def scale(told: dict[str, Any], key: str) -> Check:
     note += "parameters, slopes, the optimiser's moments, and what a step keeps for its backward pass."
     about = "Two to eight modalities from one cache: what they cost and what they find."
     table = ReportTable(key, title, columns, groups, note, "modalities")
-    return Check("More modalities", about, [table])
+    return Check("More modalities", about, [table], told)
 
 
 def _step(row: dict[str, Any], seeds: int) -> Row:
@@ -172,7 +179,8 @@ def transfer(told: dict[str, Any], key: str) -> Check:
             "Trained on the first half of the classes, asked about both halves apart; H is the harmonic mean."
         )
         tables.append(ReportTable(f"{key}-halves", "New classes", kinds, [("text retrieval", rows)], note))
-    return Check("Other data sets, other classes", "Trained here, asked there, without training.", tables)
+    about = "Trained here, asked there, without training."
+    return Check("Other data sets, other classes", about, tables, told)
 
 
 def _asked(row: dict[str, Any]) -> Row:

@@ -1,7 +1,8 @@
 """Which figures a report has: each is drawn once; the page and the files show the same drawing.
 
 An exhibit belongs to a part of the page: "accuracy", "cosine", "modality_gap", "training", or the anchor of a
-run (its confusions) or of a sweep. A new figure is a function that returns a `Drawing` and a line here.
+run (its confusions), of a sweep or of a check. A new figure is a function that returns a `Drawing` and a line
+here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spaner.align.report import charts, maps
+from spaner.align.report import charts, check_charts, maps
+from spaner.align.report.checks import Check
 from spaner.align.report.drawing import Drawing, write
 from spaner.align.report.measured import KINDS, Bench, Entry
 from spaner.align.report.origin import FROZEN, benches, spaces
 from spaner.align.report.sweep import Sweep
 from spaner.align.score.confusion import confusion_matrix
 from spaner.align.score.intervals import Number
+
+CHECKS = {
+    "scale": (
+        check_charts.scale_drawing,
+        "Mean ± standard deviation over seeds. Emergent pairs were never compared by a loss.",
+    ),
+    "prompt": (
+        check_charts.prompt_drawing,
+        "The reference minus the variant on the same rows, with 95 % intervals; faint where 0 lies inside.",
+    ),
+    "transfer": (
+        check_charts.transfer_drawing,
+        "Gains over the same test rows, with 95 % intervals; faint where 0 lies inside.",
+    ),
+}
+"""What a check draws, and the line under it."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +46,15 @@ class Exhibit:
     caption: str
 
 
-def exhibits(entries: Sequence[Entry], sweeps: Sequence[Sweep]) -> list[Exhibit]:
+def exhibits(
+    entries: Sequence[Entry], sweeps: Sequence[Sweep], checks: Sequence[Check] = ()
+) -> list[Exhibit]:
     """Every figure of the report, part by part."""
     found = [
         *(made for number, bench in enumerate(benches(entries), 1) for made in _of_bench(number, *bench)),
         *(_confusion(entry) for entry in entries if entry.aligned.matches),
         *(made for sweep in sweeps for made in _of_sweep(sweep)),
+        *(_of_check(check) for check in checks),
         Exhibit("training", _losses(entries), "Losses, mean of each epoch."),
     ]
     return [each for each in found if each.drawings]
@@ -112,6 +133,12 @@ def _of_sweep(sweep: Sweep) -> Iterator[Exhibit]:
         drawing = charts.choice_drawing(f"choice-{sweep.anchor}", sweep.finished)
         caption = "Accuracy by template set and width of the shared space (Figure 7), ± standard deviation."
         yield Exhibit(sweep.anchor, [drawing], caption)
+
+
+def _of_check(check: Check) -> Exhibit:
+    draw, caption = CHECKS[check.told["check"]]
+    drawing = draw(f"{check.told['check']}-{check.anchor}", check.told)
+    return Exhibit(check.anchor, [drawing] if drawing.panels else [], caption)
 
 
 def _losses(entries: Sequence[Entry]) -> list[Drawing]:

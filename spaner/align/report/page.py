@@ -91,18 +91,19 @@ def _nothing_to_compare(heading: str, rows: Sequence[Row]) -> bool:
 
 def _grid(content: ReportTable, groups: Sequence[tuple[str, list[Row]]], title: str) -> str:
     head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in content.columns)
-    body = "".join(_group(heading, rows, content.columns) for heading, rows in groups)
+    marked = any(row.mark != OURS for row in content.rows)  # where all are ours, nobody asks whose they are
+    body = "".join(_group(heading, rows, content.columns, marked=marked) for heading, rows in groups)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}, table">'
-        f"<table><caption>{escape(title)}</caption>"
+        f"<table><caption><span>{escape(title)}</span></caption>"
         f'<thead><tr><th scope="col">{escape(content.first)}</th>{head}</tr></thead>{body}</table></div>'
     )
 
 
-def _group(heading: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def _group(heading: str, rows: Sequence[Row], columns: Sequence[Column], *, marked: bool) -> str:
     shared = {row.because for row in rows}
     because = shared.pop() if len(shared) == 1 and len(rows) > 1 else ""
-    lines = [_row(row, columns, said=bool(because)) for row in rows]
+    lines = [_row(row, columns, said=bool(because), marked=marked) for row in rows]
     if heading:
         why = f'<span class="because">Not comparable, because of {escape(because)}.</span>' if because else ""
         span = f'<th colspan="{len(columns) + 1}" scope="rowgroup"><span>{escape(heading)}{why}</span></th>'
@@ -110,10 +111,11 @@ def _group(heading: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
     return f"<tbody>{''.join(lines)}</tbody>"
 
 
-def _row(row: Row, columns: Sequence[Column], *, said: bool) -> str:
+def _row(row: Row, columns: Sequence[Column], *, said: bool, marked: bool) -> str:
     name = escape(row.name)
     if row.anchor:
         name = f'<a href="#{row.anchor}">{name}</a>'
+    badge = _badge(row.mark) if marked else ""
     why = ""
     if row.because and not said:
         why = f'<small class="note because">because of {escape(row.because)}</small>'
@@ -127,10 +129,7 @@ def _row(row: Row, columns: Sequence[Column], *, said: bool) -> str:
         cells.append(f"<td{empty}>{escape(text(number, column.unit))}{small}</td>")
     origin = "; ".join(f"{key} {value}" for key, value in row.origin.items() if value != "")
     kind = "" if row.mark == OURS else ' class="published"'
-    return (
-        f'<tr{kind} title="{escape(origin)}"><th scope="row">{name}{_badge(row.mark)}{why}</th>'
-        f"{''.join(cells)}</tr>"
-    )
+    return f'<tr{kind} title="{escape(origin)}"><th scope="row">{name}{badge}{why}</th>{"".join(cells)}</tr>'
 
 
 def _badge(mark: str) -> str:

@@ -183,6 +183,10 @@ class Panel:
         above = sum(v > value for v in near) * 2 < len(near) if near else value < sum(self.y) / 2
         self.write(right[0], right[1] + (-6 if above else 15), words, "note", "end")
 
+    def upright(self, value: float) -> None:
+        """A dashed line from bottom to top at a value of x."""
+        self.parts.append(Stroke((self.at(value, self.y[0]), self.at(value, self.y[1])), "level"))
+
     def label(
         self,
         x: float,

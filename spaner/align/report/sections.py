@@ -107,8 +107,8 @@ def sections(
     if sweeps:
         yield Section("ablations", "Ablations", "".join(_sweep(s, by_key[s.anchor], drawn) for s in sweeps))
     for check in checks:
-        body = f"<p>{escape(check.about)}</p>" + "".join(table(content) for content in check.tables)
-        yield Section(check.tables[0].key, check.title, body)
+        body = f"<p>{escape(check.about)}</p>{drawn.get(check.anchor, '')}"
+        yield Section(check.anchor, check.title, body + "".join(map(table, check.tables)))
     if "training" in drawn:
         yield Section("training", "Training", drawn["training"])
     yield Section("origins", "Origins", _origins(entries, sweeps, apart))

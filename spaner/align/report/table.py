@@ -24,8 +24,8 @@ Cell = Number | str | None
 
 @dataclass(frozen=True)
 class Column:
-    """`unit`: "percent" (a fraction, printed in percent), "points" (a difference of such), "cosine", "count"
-    or "words"."""
+    """`unit`: "percent" (a fraction, printed in percent), "points" (a difference of such), "cosine", "count",
+    "amount" (one decimal) or "words"."""
 
     key: str
     title: str
@@ -131,6 +131,8 @@ def _text(value: float, unit: str) -> str:
         written = f"{100 * value:+.1f}"
     elif unit == "count":
         written = f"{value:,.0f}"
+    elif unit == "amount":
+        written = f"{value:,.1f}"
     else:
         written = f"{value:.3f}"
     return {"+0.0": "0.0", "-0.0": "0.0"}.get(written, written).replace("-", "−")

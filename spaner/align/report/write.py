@@ -74,7 +74,7 @@ def write(
     folder = out.with_name(f"{out.stem}_files")
     written = write_numbers(folder, tables, entries, found, apart)
     tell("drawing the figures")
-    shown = exhibits(entries, found)
+    shown = exhibits(entries, found, checked)
     written += files(shown, folder) if figures else []
     parts = list(sections(entries, tables, found, checked, apart, shown, folder.name if figures else ""))
     text = page(_title(entries, found), head(entries, apart), parts, _footer(folder.name, figures=figures))
