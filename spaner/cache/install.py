@@ -187,6 +187,7 @@ def _installing(store: ZarrStore, table: str) -> Iterator[str]:
     new, old = files.temporary(hidden, "new"), files.temporary(hidden, "old")
     with files.writing(final):
         files.clear(store.path)
+        files.clear(final.parent)  # the group of a modality whose first table never came
         try:
             yield new.name
             files.settle_folder(new)

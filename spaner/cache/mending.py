@@ -71,7 +71,8 @@ def is_lost(store: Store, table: str) -> bool:
 
 
 def mend_metadata(store: ZarrStore, manifest: Manifest, layout: Mapping[str, ArraySpec] | None) -> list[str]:
-    """Write the metadata of arrays and of the group of draws anew where they differ from the layout.
+    """Write the metadata of arrays and of the group of draws anew where they differ from the layout, and
+    remove what a killed process left of such a file. The caller holds the root lock.
 
     Arrays that another program has stored in its own way (compressed, say) stay as they are.
 
@@ -79,8 +80,11 @@ def mend_metadata(store: ZarrStore, manifest: Manifest, layout: Mapping[str, Arr
         layout: every array; None to find out the two sizes that only the stored arrays know.
     """
     said, table = [], manifest.table
+    for group in (table, f"{table}/draws"):
+        files.clear(store.path / group)
     for array, spec in (layout or _found_layout(store, manifest)).items():
         file = store.path / table / array / "zarr.json"
+        files.clear(file.parent, chosen=file.name.__eq__)
         if _differs(file, array_json(spec)) and _is_plain(store, table, array, spec):
             store.create_array(table, array, spec, durable=True)
             said.append(f"{file} was damaged and is made anew")
@@ -123,10 +127,12 @@ def _is_plain(store: ZarrStore, table: str, array: str, spec: ArraySpec) -> bool
 def mend_listing(
     store: ZarrStore, manifest: Manifest, layout: Mapping[str, ArraySpec], listing: Listing
 ) -> list[str]:
-    """Write the chunks of labels, ids and draws anew that differ from the listing, which is the right one."""
+    """Write the chunks of labels, ids and draws anew that differ from the listing, which is the right one.
+    The caller holds the root lock."""
     said, written = [], []
     for array, rows in listing.items():
         spec, before = layout[array], len(written)
+        files.clear(store.path / manifest.table / array)
         if store.spec(manifest.table, array) is None:
             continue  # stored by another program: what it holds was compared already
         for index in range(spec.chunks):

@@ -49,7 +49,7 @@ class Writer:
         self._store = store
         self._table = manifest.table
         self._release = release
-        self._guard = guard  # held while sealing, which two workers may try at once
+        self._guard = guard  # held while the table's own metadata change: two workers may try to seal at once
         self._reopen = reopen  # brings a table that is published elsewhere back, without these chunks
         self.mine = range(worker[0], manifest.chunks, worker[1])
         self._written: dict[int, tuple[bytes, list[Path]]] = {}  # not settled: checksum, files
@@ -157,7 +157,8 @@ class Writer:
         elif self.sealed:
             attributes = dict(self._store.attributes(self._table))
             del attributes["seal"]  # what was measured stays, for whoever seals it again
-            self._store.set_attributes(self._table, attributes)
+            with self._guard():
+                self._store.set_attributes(self._table, attributes)
         for chunk in again:
             self._store.clear_chunk(self._table, "done", chunk)
         self.pending = sorted({*self.pending, *again})
@@ -194,6 +195,7 @@ class Writer:
         attributes["seal"] = integrity.make_seal(self._store, self._table, self.manifest, measured)
         done = self._store.path / self._table / "done"
         files.settle(file for file in done.iterdir() if file.name[0] == "c")
+        files.clear(done.parent)  # whoever else began to seal has died
         self._store.set_attributes(self._table, attributes)
 
     def read(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n V D"]:
@@ -255,7 +257,7 @@ class Writer:
 
     def _is_left(self, name: str) -> bool:
         chunk = re.match(r"c\.(\d+)", name)
-        return chunk is None or int(chunk[1]) in self.mine
+        return chunk is not None and int(chunk[1]) in self.mine
 
     def _is_done(self, chunk: int) -> bool:
         store, table = self._store, self._table

@@ -27,7 +27,7 @@ from spaner.progress import Progress
 
 COMMAND = [sys.executable, "-m", "spaner.extract.fleet"]
 TRIES = 3
-"""How often a worker may die in a row without having finished a batch in between."""
+"""How often a worker may die in a row without having come further than a worker of its part ever did."""
 
 
 def lead(config: ExtractConfig, progress: Progress) -> Summary:
@@ -82,6 +82,7 @@ class Fleet:
         self.events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self.workers: dict[int, subprocess.Popen[str]] = {}
         self.failed = dict.fromkeys(range(count), 0)
+        self.furthest: dict[tuple[int, str], int] = {}  # worker, table -> rows; a chunk in flight counts
         self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the fleet
         for number in range(count):
             self.again(number)
@@ -140,8 +141,14 @@ class Fleet:
             elif "error" in told:
                 raise getattr(errors, told["kind"], SpanerError)(told["error"])
             elif "done" in told:
-                self.failed[number] = 0
-                self.tally.take(number, told["done"], told["what"])
+                self._moved(number, told["done"], told["what"])
+
+    def _moved(self, number: int, done: int, what: str) -> None:
+        """A batch is finished; one that an earlier worker had finished too is no progress."""
+        if done > self.furthest.get((number, what), -1):
+            self.furthest[number, what] = done
+            self.failed[number] = 0
+        self.tally.take(number, done, what)
 
     def _ended(self, number: int) -> None:
         status = _end(self.workers.pop(number))

@@ -347,3 +347,31 @@ def test_leftovers_of_a_killed_creation_are_cleared(path: Path, source, contents
         source.write(writer)
         writer.seal()
     assert contents(path) == before
+
+
+def test_what_kills_left_in_any_folder_goes(make, source, contents, tmp_path: Path):
+    made = make(tmp_path / "cache")
+    before = contents(made)
+
+    def leave() -> int:
+        folders = [made, *(folder for folder in made.rglob("*") if folder.is_dir())]
+        for folder in folders:
+            (folder / f".zarr.json.{'0123456789abcdef'}.partial").write_bytes(b"{")
+        return len(folders)
+
+    assert leave() > 10
+    with create(made) as opened, source.begin(opened) as writer:
+        assert writer.sealed
+        for chunk in ("image/train/ids/.c.0.0", "image/train/draws/2-shot-seed-1/.c.0"):
+            (made / f"{chunk}.0123456789abcdef.partial").touch()
+    with create(made) as opened:
+        opened.mend()  # of every table, whoever asks for one
+        with source.begin(opened) as writer:
+            writer.reset([2])
+            for array in ("features", "done", "checksum"):
+                (made / f"image/train/{array}/.c.2.0123456789abcdef.partial").touch()
+    with create(made) as opened, source.begin(opened) as writer:
+        source.write(writer)
+        (made / "image/train/.zarr.json.0123456789abcdef.partial").touch()
+        assert writer.seal(writer.measured)
+    assert contents(made) == before

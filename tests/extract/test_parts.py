@@ -205,6 +205,30 @@ def test_a_worker_that_dies_again_and_again_ends_the_run(
         extract(**DIGITS, cache=tmp_path / "cache", processes=1)
 
 
+DIES_IN_THE_SECOND_CHUNK = """
+import json, sys, pathlib
+told = json.loads(sys.stdin.readline())
+count = pathlib.Path(told["cache"] + ".lives")
+lives = len(count.read_text()) if count.exists() else 0
+count.write_text("x" * (lives + 1))
+if lives > 30:
+    raise SystemExit(0)
+for done in ((8, 37, 45) if lives < 2 else (45, 53) if lives < 4 else (45,)):
+    print(json.dumps({"done": done, "what": "image/test"}), flush=True)
+raise SystemExit("no memory left")
+"""
+
+
+def test_a_batch_that_was_finished_before_is_no_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "COMMAND", [sys.executable, "-c", DIES_IN_THE_SECOND_CHUNK])
+    with pytest.raises(RunError, match=r"worker 1 of 1 died 3 times in a row \(status 1: no memory left\)"):
+        extract(**DIGITS, cache=tmp_path / "cache", processes=1)
+    # two lives to row 45, two more to row 53, one that came no further
+    assert len((tmp_path / "cache.lives").read_text()) == 5
+
+
 @pytest.mark.slow
 def test_what_a_worker_refuses_is_the_drivers_line(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
