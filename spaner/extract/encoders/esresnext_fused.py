@@ -8,6 +8,7 @@ Does not do: gradients, training mode, the front end, which stays in float32 (`E
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,7 @@ class Folded:
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     groups: int
-    fused: bool
+    fused: bool = True
 
     def __call__(self, x: Tensor) -> Tensor:
         geometry = (self.stride, self.padding, (1, 1), self.groups)
@@ -48,10 +49,21 @@ class Folded:
         return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, *args, "add", 1.0, "relu", [], "")
 
 
-def has_fused_convolutions(device: torch.device) -> bool:
-    """Whether this torch offers oneDNN's fused convolutions there."""
+def has_fused_convolutions(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch offers oneDNN's fused convolutions there, and the processor has them in `dtype`."""
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    return device.type == "cpu" and known
+    return device.type == "cpu" and known and _runs_fused(dtype)
+
+
+@cache
+def _runs_fused(dtype: torch.dtype) -> bool:
+    """A trial: processors without AVX-512 have plain convolutions of bfloat16, and no fused ones."""
+    convolution = Folded(torch.zeros(1, 1, 1, 1, dtype=dtype), torch.zeros(1, dtype=dtype), (1, 1), (0, 0), 1)
+    try:
+        convolution.relu(torch.zeros(1, 1, 1, 1, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, dtype: torch.dtype, *, fused: bool) -> Folded:
@@ -108,7 +120,7 @@ class FusedTrunk:
         self, model: ESResNeXtFBSP, dtype: torch.dtype = torch.float32, *, fused: bool | None = None
     ) -> None:
         if fused is None:
-            fused = has_fused_convolutions(model.window.device)
+            fused = has_fused_convolutions(model.window.device, dtype)
         self.dtype = dtype
         self.stem = fold(model.conv1, model.bn1, dtype, fused=fused)
         self.stages: list[tuple[list[FusedBlock], FusedGate]] = []
