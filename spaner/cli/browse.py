@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spaner.cli import console
-from spaner.cli.embed import DEVICE, MODEL, WEIGHTS, encoder_files
+from spaner.cli.embed import DEVICE, MODEL, TOKENIZER, WEIGHTS, encoder_files
 from spaner.cli.search import asker_of
 
 
@@ -21,6 +21,7 @@ def browse(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     model: Annotated[list[str] | None, MODEL] = None,
     weights: Annotated[list[str] | None, WEIGHTS] = None,
+    tokenizer: Annotated[Path | None, TOKENIZER] = None,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Search by typing, by dropping a picture or a sound, by clicking a result: a page on this machine alone.
@@ -33,7 +34,7 @@ def browse(
 
     opened = open_index(index)
     answers = Answers(
-        opened, asker_of(opened, run, encoder_files(model, weights, device)), index.resolve().name
+        opened, asker_of(opened, run, encoder_files(model, weights, tokenizer, device)), index.resolve().name
     )
     with serve(answers, port) as server:
         console.say(f"page: {server.url}  (control-C ends it)")

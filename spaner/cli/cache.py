@@ -143,6 +143,9 @@ def repair(
     pretrained: Annotated[
         str | None, typer.Option(help="Checkpoint file, if the weights came from one.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of the tokenizer, if it came from one.")
+    ] = None,
 ) -> None:
     """Extract damaged chunks again, and only those.
 
@@ -152,7 +155,7 @@ def repair(
 
     with console.progress() as progress:
         places = {"dataset": dataset, "data_root": data_root, "model": model, "pretrained": pretrained}
-        summary = mend(path, **places, allow_outside=allow_outside, progress=progress)
+        summary = mend(path, **places, tokenizer=tokenizer, allow_outside=allow_outside, progress=progress)
     for line in summary.notes:
         console.note(line)
     console.say(f"{path}: {summary.repaired} chunks extracted again")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 #: Options that several commands share: where encoders lie that their names do not find.
 MODEL = typer.Option(help="Configuration file or folder of a model; MODALITY=PATH for one of several.")
 WEIGHTS = typer.Option("--pretrained", help="Weights file of an encoder; MODALITY=FILE for one of several.")
+TOKENIZER = typer.Option(help="Folder of the text encoder's tokenizer, if it came from one.")
 DEVICE = typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")
 
 
@@ -43,6 +44,7 @@ def embed(
     overwrite: Annotated[bool, typer.Option(help="Replace tables made with other settings.")] = False,
     model: Annotated[list[str] | None, MODEL] = None,
     weights: Annotated[list[str] | None, WEIGHTS] = None,
+    tokenizer: Annotated[Path | None, TOKENIZER] = None,
     device: Annotated[str, DEVICE] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -67,7 +69,7 @@ def embed(
         else:
             source = _source(paths, text, text_file, split)
             place = out or Path("embedded") / source.dataset.name
-            files = encoder_files(model, weights, device)
+            files = encoder_files(model, weights, tokenizer, device)
             done = embedding.embed(loaded, source, place, options, files, progress)
             for kind, (count, first) in source.dataset.left_out.items():
                 console.note(f"left out, {kind}: {count:,} (first {console.shown(first)})")
@@ -115,8 +117,10 @@ def _is_table(path: Path) -> bool:
     return len(path.parts) > 2 and (path.parents[1] / "zarr.json").is_file() and path.is_dir()
 
 
-def encoder_files(model: list[str] | None, weights: list[str] | None, device: str) -> "Files":
-    """What `--model`, `--pretrained` and `--device` say; "MODALITY=FILE" is for that modality alone."""
+def encoder_files(
+    model: list[str] | None, weights: list[str] | None, tokenizer: Path | None, device: str
+) -> "Files":
+    """What `--model`, `--pretrained`, `--tokenizer` and `--device` say; "MODALITY=FILE" is for that one."""
     from spaner.search.encoding import Files
 
     def parted(words: list[str] | None) -> dict[str, str]:
@@ -127,7 +131,7 @@ def encoder_files(model: list[str] | None, weights: list[str] | None, device: st
             found[modality if named else ""] = file if named else word
         return found
 
-    return Files(parted(model), parted(weights), device)
+    return Files(parted(model), parted(weights), tokenizer, device)
 
 
 def _print(done: list[Any], place: Path, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from spaner.cli import console
-from spaner.cli.embed import DEVICE, MODEL, WEIGHTS, encoder_files
+from spaner.cli.embed import DEVICE, MODEL, TOKENIZER, WEIGHTS, encoder_files
 from spaner.errors import CacheError, RecipeError
 
 
@@ -28,6 +28,7 @@ def export(
     ] = None,
     model: Annotated[list[str] | None, MODEL] = None,
     weights: Annotated[list[str] | None, WEIGHTS] = None,
+    tokenizer: Annotated[Path | None, TOKENIZER] = None,
     device: Annotated[str, DEVICE] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
 ) -> None:
@@ -48,7 +49,7 @@ def export(
         graphs.export_map(loaded, name, _table(loaded, name, cache), place / f"{name}.onnx") for name in names
     ]
     if encoder is not None:
-        files = encoder_files(model, weights, device)
+        files = encoder_files(model, weights, tokenizer, device)
         made += [
             graphs.export_whole(loaded, name, split, place / f"{name}-encoder.onnx", files)
             for name, split in _samples(encoder).items()

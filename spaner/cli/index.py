@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from spaner.cli import console
-from spaner.cli.embed import DEVICE, MODEL, WEIGHTS, encoder_files, tables_at
+from spaner.cli.embed import DEVICE, MODEL, TOKENIZER, WEIGHTS, encoder_files, tables_at
 from spaner.errors import DatasetError
 
 
@@ -34,6 +34,7 @@ def index(
     overwrite: Annotated[bool, typer.Option(help="Encode files again that this index holds.")] = False,
     model: Annotated[list[str] | None, MODEL] = None,
     weights: Annotated[list[str] | None, WEIGHTS] = None,
+    tokenizer: Annotated[Path | None, TOKENIZER] = None,
     device: Annotated[str, DEVICE] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print what was indexed as JSON.")] = False,
 ) -> None:
@@ -56,7 +57,7 @@ def index(
     with console.progress() as progress:
         if paths or text_file:
             options = Options(max_failed=max_failed, overwrite=overwrite)
-            given = encoder_files(model, weights, device)
+            given = encoder_files(model, weights, tokenizer, device)
             place, fresh = _embedded(loaded, paths or [], text_file, out, options, given, progress)
             tables, out = [*tables, *fresh], place
         if not tables:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from spaner.cli import console
-from spaner.cli.embed import DEVICE, MODEL, WEIGHTS, encoder_files
+from spaner.cli.embed import DEVICE, MODEL, TOKENIZER, WEIGHTS, encoder_files
 from spaner.errors import RecipeError
 
 
@@ -27,6 +27,7 @@ def search(
     exact: Annotated[bool, typer.Option(help="Read every row even beside an approximate index.")] = False,
     model: Annotated[list[str] | None, MODEL] = None,
     weights: Annotated[list[str] | None, WEIGHTS] = None,
+    tokenizer: Annotated[Path | None, TOKENIZER] = None,
     device: Annotated[str, DEVICE] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -43,7 +44,7 @@ def search(
     which = Filter(modality or [], split or [], class_name or [])
     opened.spans(which)  # a name that is not there costs no encoder
     opened.kept(which)
-    asker = asker_of(opened, run, encoder_files(model, weights, device))
+    asker = asker_of(opened, run, encoder_files(model, weights, tokenizer, device))
     asked = ask(asker, query)
     hits = found(opened, asker, asked, space=space, k=top, which=which, exact=exact)
     if json:

@@ -37,6 +37,7 @@ def repair(
     allow_outside: bool = False,
     model: str | None = None,
     pretrained: str | None = None,
+    tokenizer: Path | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Summary:
@@ -47,6 +48,7 @@ def repair(
         allow_outside: let a list name files that lie outside its data root, as given to extract.
         model: the config JSON or folder, if the model came from one.
         pretrained: the checkpoint file, if the weights came from one.
+        tokenizer: the folder of the text encoder's tokenizer, if it came from one.
 
     Raises:
         Corrupt: damage that only `spaner extract` can mend.
@@ -58,8 +60,16 @@ def repair(
     origin = Origin(dataset, data_root, allow_outside)
 
     def load(manifest: Manifest, precision: str | None = None) -> Encoder:
-        files = {"model": model, "weights": pretrained, "device": device}
-        return rebuild(manifest.encoder, manifest.table, precision=precision, seed=manifest.seed, **files)
+        return rebuild(
+            manifest.encoder,
+            manifest.table,
+            model=model,
+            weights=pretrained,
+            tokenizer=tokenizer,
+            precision=precision,
+            device=device,
+            seed=manifest.seed,
+        )
 
     with images.quiet(), caches.create(path, name, class_names) as cache:
         cache.mend()

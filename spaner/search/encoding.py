@@ -41,10 +41,12 @@ def open_run(run: str | Path) -> Run:
 
 @dataclass(frozen=True)
 class Files:
-    """Where encoders lie that a name does not find: model and weights by modality, "" for every other one."""
+    """Where encoders lie that a name does not find: model and weights by modality, "" for every other
+    one; the folder of the text encoder's tokenizer."""
 
     models: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Path | None = None
     device: str = "auto"
     seed: int = 0
 
@@ -73,6 +75,7 @@ def own_encoder(run: Run, modality: str, files: Files | None = None, precision: 
         f"the run's {modality} encoder",
         model=files.models.get(modality, files.models.get("")),
         weights=files.weights.get(modality) or _for_all(spec, files),
+        tokenizer=files.tokenizer,
         precision=precision,
         device=files.device,
         seed=files.seed,

@@ -23,6 +23,7 @@ from spaner.cache.manifest import EncoderSpec
 from spaner.device import DTYPES, device_of, encoder_precision
 from spaner.errors import EncoderError
 from spaner.extract.datasets.images import random_crop, resized_crop
+from spaner.extract.encoders.checkpoint import first_line
 from spaner.extract.encoders.clip_model import build, tokenizer_of, tokenizer_sha256
 from spaner.extract.encoders.clip_weights import Source, resolve, weights_sha256
 from spaner.extract.encoders.packed import Blocks
@@ -57,8 +58,26 @@ def load(
     built = build(source, seed)
     if modality == "image":
         images = ImageEncoder(built, source, arithmetic, place, crop_scale, feature)
+        height, width = images.size
+        _try(
+            images, Image.new("RGB", (width, height)), f"an image tower that takes {width} x {height} pixels"
+        )
         return images if tokens is None else TokenEncoder(images, tokens)
-    return TextEncoder(built, source, arithmetic, place, tokenizer)
+    texts = TextEncoder(built, source, arithmetic, place, tokenizer)
+    _try(texts, "a", "a text tower that takes its tokenizer's tokens")
+    return texts
+
+
+def _try(encoder: "ImageEncoder | TextEncoder", payload: Any, what: str) -> None:
+    """Encode something blank, before hours of work: a configuration may say what its tower cannot do, and a
+    processor may lack an operation in this precision."""
+    try:
+        encoder.encode(encoder.prepare(payload, 0, "", 0)[None])
+    except Exception as error:  # towers of open_clip and timm check their inputs in ways of their own
+        raise EncoderError(
+            f"{encoder.spec.name} in {encoder.spec.precision} cannot encode: {first_line(error)}; expected "
+            f"{what}; correct its config, or type `--precision float32`"
+        ) from error
 
 
 class ImageEncoder:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,6 +43,8 @@ def build(source: Source, seed: int = 0) -> nn.Module:
         EncoderError: the configuration cannot be built, a part of it is not here and the hub out of reach, or
             the checkpoint does not fit.
     """
+    if source.config["model_cfg"]["text_cfg"].get("hf_model_name"):
+        _check_transformers(source, "text tower")
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silent_log():
         torch.manual_seed(seed)
         Path(folder, "open_clip_config.json").write_text(json.dumps(source.config))
@@ -52,6 +55,14 @@ def build(source: Source, seed: int = 0) -> nn.Module:
     if source.checkpoint is not None:
         _load(model, source, source.checkpoint)
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def _check_transformers(source: Source, what: str) -> None:
+    if find_spec("transformers") is None:
+        raise EncoderError(
+            f"{source.name}: its {what} is one of transformers, which is not installed; expected it beside "
+            'open_clip; type `pip install "transformers>=5"`'
+        )
 
 
 def _not_built(source: Source, error: Exception) -> EncoderError:
@@ -133,6 +144,8 @@ def tokenizer_of(source: Source, folder: Path | None = None) -> Callable[..., Te
     text = source.config["model_cfg"]["text_cfg"]
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
     named = text.get("hf_tokenizer_name")
+    if named or folder is not None:
+        _check_transformers(source, "tokenizer")
     try:
         with silent_log():
             if folder is not None:

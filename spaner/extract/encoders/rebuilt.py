@@ -1,9 +1,10 @@
 """The encoder that a spec speaks of, built again and compared before a row is made with it.
 
-A spec names the model and the weights, not where they lie: a configuration or weights file is asked for by
-name. The weights are compared by hash, and so is every number of the preprocessing.
+A spec names the model and the weights, not where they lie: a configuration, weights file or tokenizer folder
+is asked for by name. The weights are compared by hash, and so is every number of the preprocessing.
 """
 
+from pathlib import Path
 from typing import Any
 
 from spaner.cache.manifest import EncoderSpec
@@ -19,6 +20,7 @@ def rebuild(
     *,
     model: str | None = None,
     weights: str | None = None,
+    tokenizer: Path | None = None,
     precision: str | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -28,6 +30,7 @@ def rebuild(
     Args:
         what: begins every message: the table or run whose encoder it is.
         model, weights: where model or weights came from a file: that file.
+        tokenizer: where a text encoder's tokenizer came from a folder: that folder.
         precision: default the spec's own.
         seed: of random weights.
 
@@ -47,6 +50,8 @@ def rebuild(
     if spec.weights.startswith("file:") and weights is None:
         name = spec.weights.removeprefix("file:")
         raise EncoderError(f"{what}: its weights were the file {name}; type `--pretrained PATH/{name}`")
+    if "tokenizer_sha256" in spec.preprocessing and tokenizer is None:
+        raise EncoderError(f"{what}: its tokenizer was a folder; type `--tokenizer FOLDER`")
     encoder = encoders.load(
         registered,
         spec.modality,
@@ -56,6 +61,7 @@ def rebuild(
         device=device,
         seed=seed,
         **_own_options(spec),
+        **({"tokenizer": tokenizer} if tokenizer and spec.modality == "text" else {}),
     )
     for field, (there, here) in spec.same_encoder(encoder.spec).items():
         raise Mismatch(
