@@ -8,6 +8,7 @@ cannot be mended without the settings of the extraction is named: the same ``spa
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from spaner.cache import cache as caches
 from spaner.cache.cache import Cache, Writer
@@ -60,16 +61,9 @@ def repair(
     origin = Origin(dataset, data_root, allow_outside)
 
     def load(manifest: Manifest, precision: str | None = None) -> Encoder:
-        return rebuild(
-            manifest.encoder,
-            manifest.table,
-            model=model,
-            weights=pretrained,
-            tokenizer=tokenizer,
-            precision=precision,
-            device=device,
-            seed=manifest.seed,
-        )
+        files: dict[str, Any] = {"model": model, "weights": pretrained, "tokenizer": tokenizer}
+        how: dict[str, Any] = {"precision": precision, "device": device, "seed": manifest.seed}
+        return rebuild(manifest.encoder, manifest.table, **files, **how)
 
     with images.quiet(), caches.create(path, name, class_names) as cache:
         cache.mend()

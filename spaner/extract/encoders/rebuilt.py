@@ -39,19 +39,7 @@ def rebuild(
         Mismatch: another encoder than the spec's; the line names the first field that differs.
     """
     registered, _, architecture = spec.name.partition("/")
-    if registered not in encoders.names():
-        raise EncoderError(
-            f"{what}: its rows came from {spec.name!r}, which spaner cannot run; expected one of "
-            f"{', '.join(encoders.names())}; put your arrays in again"
-        )
-    if "@" in architecture and model is None:
-        name = architecture.partition("@")[0]
-        raise EncoderError(f"{what}: its model {name} was a config file; type `--model PATH/TO/CONFIG.json`")
-    if spec.weights.startswith("file:") and weights is None:
-        name = spec.weights.removeprefix("file:")
-        raise EncoderError(f"{what}: its weights were the file {name}; type `--pretrained PATH/{name}`")
-    if "tokenizer_sha256" in spec.preprocessing and tokenizer is None:
-        raise EncoderError(f"{what}: its tokenizer was a folder; type `--tokenizer FOLDER`")
+    _check_named(spec, what, model, weights, tokenizer)
     encoder = encoders.load(
         registered,
         spec.modality,
@@ -69,6 +57,26 @@ def rebuild(
             "give the model and weights that made it"
         )
     return encoder
+
+
+def _check_named(
+    spec: EncoderSpec, what: str, model: str | None, weights: str | None, tokenizer: Path | None
+) -> None:
+    """Raise EncoderError for an encoder that is not ours, or where a file must be named and is not."""
+    registered, _, architecture = spec.name.partition("/")
+    if registered not in encoders.names():
+        raise EncoderError(
+            f"{what}: its rows came from {spec.name!r}, which spaner cannot run; expected one of "
+            f"{', '.join(encoders.names())}; put your arrays in again"
+        )
+    if "@" in architecture and model is None:
+        name = architecture.partition("@")[0]
+        raise EncoderError(f"{what}: its model {name} was a config file; type `--model PATH/TO/CONFIG.json`")
+    if spec.weights.startswith("file:") and weights is None:
+        name = spec.weights.removeprefix("file:")
+        raise EncoderError(f"{what}: its weights were the file {name}; type `--pretrained PATH/{name}`")
+    if "tokenizer_sha256" in spec.preprocessing and tokenizer is None:
+        raise EncoderError(f"{what}: its tokenizer was a folder; type `--tokenizer FOLDER`")
 
 
 def _own_options(spec: EncoderSpec) -> dict[str, Any]:
