@@ -107,3 +107,27 @@ def test_the_command(cli: Callable[..., Outcome], path, found, tmp_path, monkeyp
     assert done.status == 0, done.err
     assert "4: + touch" in done.out
     assert "emergent: no loss ever compared the two" in done.out
+
+
+@pytest.mark.slow
+def test_the_digits_are_scaled_from_two_modalities_to_eight(
+    cli: Callable[..., Outcome], tmp_path, monkeypatch
+):
+    """As a user does it: extraction, the check, its part of a report; every pair of eight is found."""
+    monkeypatch.chdir(tmp_path)
+    options = ("--shots", 16, "--batch-size", 32, "--epochs", 20)
+    for line in (
+        ("extract", "--dataset", "digits"),
+        ("scale", "--cache", "cache/digits", *options),
+        ("report", "--check", "scales/digits", "-o", "r.html"),
+    ):
+        done = cli(*line)
+        assert done.status == 0, done.err
+    rows = json.loads((tmp_path / "scales" / "digits" / "scale.json").read_text())["rows"]
+    assert [(row["modalities"], row["way"]) for row in rows] == [
+        (count, way) for count in range(2, 9) for way in ("extended", "joint")
+    ]
+    last = {row["way"]: row for row in rows[-2:]}
+    assert last["joint"]["trained"][0] > last["extended"]["emergent"][0] > 1.5 * last["joint"]["chance"][0]
+    assert (tmp_path / "r_files" / "scale-check-1.png").exists()
+    assert "8, + table" in (tmp_path / "r.html").read_text()
