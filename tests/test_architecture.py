@@ -86,6 +86,8 @@ def test_every_folder_has_its_place() -> None:
     for room, floors in FLOORS.items():
         folders = {f.name for f in (ROOT / room).iterdir() if f.is_dir() and f.name != "__pycache__"}
         assert folders == set(floors) - {""}, room
+        loose = [f.name for f in (ROOT / room).glob("*.py") if f.name != "__init__.py"]
+        assert "" in floors or not loose, f"{room} is all floors; {loose} lie beside them"
     depth = {len(file.relative_to(ROOT).parts) for file in FILES}
     assert max(depth) <= 3, "depth three, never four"
 

@@ -1,6 +1,7 @@
 """What every registered method must do, from a tiny cache to a report."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -247,8 +248,11 @@ def test_it_sweeps(method, towers, cache, tmp_path):
 def test_it_stands_in_a_report(folder, towers, tmp_path):
     write([folder], tmp_path / "report.html", figures=False, towers=towers)
     text = (tmp_path / "report.html").read_text()
-    assert "NaN" not in text
-    assert "nan" not in text.lower().split()
+    words = re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script).*?</\1>", " ", text, flags=re.DOTALL)).split()
+    result = json.loads((folder / "result.json").read_text())
+    assert not {"nan", "NaN", "None"} & set(words)
+    assert f"{100 * result['metrics']['text']['accuracy']:.1f}" in words
+    assert ("–" in words) or result["metrics"]["gap"] is not None, "what it has not is a dash"
 
 
 def test_a_space_embeds_and_a_head_says_that_it_does_not(run, cache):
