@@ -134,8 +134,8 @@ def main() -> None:
         results[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found = results[way]
         print(
-            f"{way:40s} {found['seconds']:7.2f} s   {found['cpu']:7.2f} s of processor   "
-            f"peak {found['peak_mb']:5.0f} MB"
+            f"{way:40s} {found['seconds']:7.2f} s   {found['cpu']:7.2f} s of processor   peak "
+            f"{found['peak_mb']:5.0f} MB"
         )
     ours, naive = results["in blocks"], results["full matrix"]
     worst = max(abs(ours["found"][key] - naive["found"][key]) for key in ours["found"])

@@ -129,9 +129,9 @@ def scale(place: Path, options: argparse.Namespace) -> None:
         found = in_a_process(f"modality-{seed}", place)
         kept = "unchanged" if found["core"] == two["core"] and found["frozen_kept"] else "CHANGED"
         print(
-            f"modality-{seed}, width {width:5,}:    {found['seconds']:6.1f} s   core {found['core'][:12]} "
-            f"{kept}   peak {found['peak_mb']:4.0f} MB   to class names {100 * found['recall']:5.1f} % "
-            f"(chance {100 * found['chance']:.1f})"
+            f"modality-{seed}, width {width:5,}: "
+            f"   {found['seconds']:6.1f} s   core {found['core'][:12]} {kept}   peak {found['peak_mb']:4.0f} "
+            f"MB   to class names {100 * found['recall']:5.1f} % (chance {100 * found['chance']:.1f})"
         )
         if kept == "CHANGED":
             sys.exit("the core moved")

@@ -74,8 +74,8 @@ def join(place: Path, sizes: list[int]) -> None:
         )
         joined, read, more, chunks = json.loads(told.stdout)
         print(
-            f"{rows:>11,} {made:>15.1f} s {memory:>9,.0f} MB {joined:>7.2f} s {read:>5.0f} us "
-            f"{more:>10.1f} MB {chunks:>6}",
+            f"{rows:>11,} {made:>15.1f} s {memory:>9,.0f} MB {joined:>7.2f} s {read:>5.0f} us {more:>10.1f} "
+            f"MB {chunks:>6}",
             flush=True,
         )
 

@@ -197,8 +197,9 @@ def main() -> None:
         make(cache, shots=options.shots, test_rows=options.test_rows)
         print(
             f"P = {options.lengths}; {CLASSES} classes x {options.shots} shots x {VIEWS} views, "
-            f"{options.epochs} epochs, {options.test_rows:,} test rows; {torch.get_num_threads()} threads "
-            f"for the plain loop, load {os.getloadavg()[0]:.1f}; full run {FULL_STEPS:,} steps a cell\n"
+            f"{options.epochs} epochs, {options.test_rows:,} test rows; "
+            f"{torch.get_num_threads()} threads for the plain loop, load {os.getloadavg()[0]:.1f}; "
+            f"full run {FULL_STEPS:,} steps a cell\n"
         )
         print("| | start | sweep | processor | a step | rest of a cell | largest process | all | projected |")
         print("|---" * 9 + "|")

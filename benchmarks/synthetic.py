@@ -161,8 +161,8 @@ def main() -> None:
     for query in ("text", "semantic"):
         found = scores[query]
         print(
-            f"{query:>8}: accuracy {100 * found['accuracy']:.1f} %, positive cosine "
-            f"{found['positive_cosine']:.3f}, margin {found['margin']:.3f}"
+            f"{query:>8}: accuracy {100 * found['accuracy']:.1f} %, "
+            f"positive cosine {found['positive_cosine']:.3f}, margin {found['margin']:.3f}"
         )
 
 

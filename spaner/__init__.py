@@ -6,7 +6,7 @@
     run = spaner.fit("cache/digits", prompt_length=2)           # stage 2: prompt + aligners + projections
     print(spaner.evaluate(run, "cache/digits"))
 
-The names below are the public interface; they are imported when first used, so ``import spaner`` is quick and
+The names below are the public interface; they are imported when first used, so `import spaner` is quick and
 reading a cache needs neither torch nor an encoder.
 """
 

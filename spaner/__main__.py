@@ -1,4 +1,4 @@
-"""``python -m spaner`` is the command ``spaner``."""
+"""`python -m spaner` is the command `spaner`."""
 
 from spaner.cli import main
 

@@ -53,8 +53,8 @@ def device_of(name: str = "auto") -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise RecipeError(
-            f"--device {name}: torch cannot use it here; expected auto, cpu, cuda, cuda:1 or mps; type "
-            "`--device auto`"
+            f"--device {name}: torch cannot use it here; expected auto, cpu, cuda, cuda:1 or mps; "
+            "type `--device auto`"
         ) from None
     return device
 

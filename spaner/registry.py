@@ -1,8 +1,8 @@
 """What can be asked for by name, and the one way in which a name becomes an object.
 
 A registry is a mapping that one can read, name -> "module:attribute", the syntax of a Python entry point.
-Installed packages add to the registry of a kind through the entry-point group ``spaner.KINDs``
-(``spaner.datasets``, ``spaner.encoders``, ``spaner.methods`` …); names of our own win. Nothing is imported
+Installed packages add to the registry of a kind through the entry-point group `spaner.KINDs`
+(`spaner.datasets`, `spaner.encoders`, `spaner.methods` …); names of our own win. Nothing is imported
 before it is asked for. Needs the standard library only; it knows no kind and no room.
 """
 
@@ -20,7 +20,7 @@ def load(entries: Mapping[str, str], kind: str, name: str, error: type[SpanerErr
 
     Args:
         entries: the built-in names of this kind -> "module:attribute".
-        kind: the option's word, "encoder" for ``--encoder``; also names the entry-point group.
+        kind: the option's word, "encoder" for `--encoder`; also names the entry-point group.
         error: raised for an unknown name, and for an entry whose module or attribute cannot be had.
     """
     if name in entries:  # what packages offer is looked up only where it is asked for
@@ -33,8 +33,8 @@ def load(entries: Mapping[str, str], kind: str, name: str, error: type[SpanerErr
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as broken:
         raise error(
-            f"--{kind} {name}: an installed package offers it as {target!r}, which cannot be imported "
-            f"({broken}); expected module:attribute; mend or remove that package"
+            f"--{kind} {name}: an installed package offers it as {target!r}, "
+            f"which cannot be imported ({broken}); expected module:attribute; mend or remove that package"
         ) from broken
 
 

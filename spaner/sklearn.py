@@ -143,8 +143,8 @@ class Aligner(ClassifierMixin, TransformerMixin, BaseEstimator):
         texts = np.asarray(self.texts, np.float32)
         if texts.shape != (len(self.classes_), x.shape[1]) or not np.isfinite(texts).all():
             raise ValueError(
-                f"texts has shape {texts.shape}; expected finite numbers of shape "
-                f"({len(self.classes_)}, {x.shape[1]}): one row per class of y, in sorted order"
+                f"texts has shape {texts.shape}; expected finite numbers of shape ({len(self.classes_)}, "
+                f"{x.shape[1]}): one row per class of y, in sorted order"
             )
         return _unit(texts)
 

@@ -31,7 +31,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 
 def rooms_imported_by(file: Path) -> set[str]:
-    """Rooms of ``spaner`` named by absolute or relative imports, anywhere in the file."""
+    """Rooms of `spaner` named by absolute or relative imports, anywhere in the file."""
     package = ["spaner", *file.relative_to(ROOT).parts[:-1]]
     rooms = set()
     for node in ast.walk(ast.parse(file.read_text())):

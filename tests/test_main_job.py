@@ -24,7 +24,7 @@ TINY = {
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``data/imagenet`` with three synsets of 19 training and 5 validation images, in an empty folder."""
+    """`data/imagenet` with three synsets of 19 training and 5 validation images, in an empty folder."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 19), ("val", 5)):
         for wnid in WNIDS:

@@ -1,6 +1,6 @@
-"""The command ``spaner``: parse, call one function, print.
+"""The command `spaner`: parse, call one function, print.
 
-Commands import what they need when they run, so ``spaner --help`` needs neither torch nor an encoder.
+Commands import what they need when they run, so `spaner --help` needs neither torch nor an encoder.
 """
 
 import signal
@@ -44,9 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help=(
-        "Align frozen encoders of different modalities through one shared prompt.\n\n"
-        "`extract` runs the frozen encoders once into a verified cache; `train` and `sweep` learn from the "
-        "cache alone. Start with `spaner demo`: it needs no data and no network."
+        "Align frozen encoders of different modalities through one shared prompt.\n\n`extract` runs the "
+        "frozen encoders once into a verified cache; `train` and `sweep` learn from the cache alone. "
+        "Start with `spaner demo`: it needs no data and no network."
     ),
 )
 

@@ -1,4 +1,4 @@
-"""``spaner ablate``: take a part away and see what it contributed."""
+"""`spaner ablate`: take a part away and see what it contributed."""
 
 from pathlib import Path
 from typing import Annotated, Any

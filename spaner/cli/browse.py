@@ -1,4 +1,4 @@
-"""``spaner browse``: a local page to search an index with."""
+"""`spaner browse`: a local page to search an index with."""
 
 import webbrowser
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``spaner cache``: look at, check, mend, convert and export a cache."""
+"""`spaner cache`: look at, check, mend, convert and export a cache."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``spaner compare``: every method on the same rows, one table and its figures."""
+"""`spaner compare`: every method on the same rows, one table and its figures."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
 """What the user sees: progress, tables and the one line of an error.
 
-Results go to standard output, everything else to standard error, so that ``--json`` output can be piped. On a
+Results go to standard output, everything else to standard error, so that `--json` output can be piped. On a
 terminal long work shows a bar with rows per second and time left; elsewhere a plain line every few seconds.
 """
 
@@ -66,7 +66,7 @@ class _Bars:
 
 
 class PlainLines:
-    """``image/train 512/16,000 rows, 31 rows/s, 8:20 left``, every few seconds and once at the end."""
+    """`image/train 512/16,000 rows, 31 rows/s, 8:20 left`, every few seconds and once at the end."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit

@@ -1,4 +1,4 @@
-"""``spaner demo``: extract to search on digits seen, named and heard, offline."""
+"""`spaner demo`: extract to search on digits seen, named and heard, offline."""
 
 import time
 from pathlib import Path

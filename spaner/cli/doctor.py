@@ -1,4 +1,4 @@
-"""``spaner doctor``: one page about this machine and this data, and the line that mends each problem."""
+"""`spaner doctor`: one page about this machine and this data, and the line that mends each problem."""
 
 import os
 import platform
@@ -70,8 +70,9 @@ def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
         problems.append(f"no cache in {caches}; type `spaner extract --dataset digits` for the embedded one")
     if disk < LEAST_FREE:
         problems.append(
-            f"{console.size(disk)} free at {caches}, an ImageNet cache with its runs wants "
-            f"{console.size(LEAST_FREE)}; free some, or choose another disk with --cache PATH"
+            f"{console.size(disk)} free at {caches}, "
+            f"an ImageNet cache with its runs wants {console.size(LEAST_FREE)}; "
+            "free some, or choose another disk with --cache PATH"
         )
     return {
         "python": platform.python_version(),
@@ -106,8 +107,8 @@ def installed() -> tuple[dict[str, str | None], dict[str, str]]:
         except (ImportError, OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             broken[name] = (
-                f"{name} {versions[name] or 'is absent'} and does not import ({reason}); type "
-                "`pip install --force-reinstall spaner` for versions that fit together"
+                f"{name} {versions[name] or 'is absent'} and does not import ({reason}); "
+                "type `pip install --force-reinstall spaner` for versions that fit together"
             )
     return versions, broken
 

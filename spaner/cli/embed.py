@@ -1,4 +1,4 @@
-"""``spaner embed``: new samples, or a cached table, in the space of a run."""
+"""`spaner embed`: new samples, or a cached table, in the space of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,8 +104,8 @@ def tables_at(path: Path) -> "list[tuple[Cache, str]]":
         return [(opened, name) for name in opened.tables()]
     if len(path.parts) < 3 or not path.parents[1].exists():
         raise CacheError(
-            f"--cache {path}: no cache there; expected CACHE or CACHE/modality/split; make one with "
-            "`spaner extract`"
+            f"--cache {path}: no cache there; expected CACHE or CACHE/modality/split; "
+            "make one with `spaner extract`"
         )
     opened = caches.open(path.parents[1])
     opened.table(name := f"{path.parent.name}/{path.name}")

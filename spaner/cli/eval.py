@@ -1,4 +1,4 @@
-"""``spaner eval``: score a trained run on any cache made with the same encoder."""
+"""`spaner eval`: score a trained run on any cache made with the same encoder."""
 
 from pathlib import Path
 from typing import Annotated

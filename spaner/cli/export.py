@@ -1,4 +1,4 @@
-"""``spaner export``: a run as ONNX."""
+"""`spaner export`: a run as ONNX."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,8 +75,8 @@ def _table(run: Any, modality: str, cache: Path | None) -> Any:
     names = [name for name in opened.tables() if name.startswith(f"{modality}/")]
     if not names:
         raise CacheError(
-            f"{place} has no {modality} to check the graph on, only {', '.join(opened.tables())}; expected "
-            "rows; type `--cache CACHE`, or `--modality` for another"
+            f"{place} has no {modality} to check the graph on, only {', '.join(opened.tables())}; "
+            "expected rows; type `--cache CACHE`, or `--modality` for another"
         )
     return opened.table(next((name for name in names if name.endswith("/test")), names[0]))
 

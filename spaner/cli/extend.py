@@ -1,4 +1,4 @@
-"""``spaner extend``: a new modality joins a trained run without changing it."""
+"""`spaner extend`: a new modality joins a trained run without changing it."""
 
 from pathlib import Path
 from typing import Annotated, Any

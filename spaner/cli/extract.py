@@ -1,4 +1,4 @@
-"""``spaner extract``: frozen encoders over all splits, once, into a verified cache."""
+"""`spaner extract`: frozen encoders over all splits, once, into a verified cache."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""``spaner index``: new files and cached tables in a folder that can be searched."""
+"""`spaner index`: new files and cached tables in a folder that can be searched."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,8 +49,8 @@ def index(
 
     if not (paths or text_file or cache):
         raise DatasetError(
-            "found nothing to index; expected files or a cache; type for example `spaner index --run "
-            f"{run} photos/` or `--cache cache/digits`"
+            "found nothing to index; expected files or a cache; "
+            f"type for example `spaner index --run {run} photos/` or `--cache cache/digits`"
         )
     loaded = open_run(run)
     tables = [each for path in cache or [] for each in cached_tables(loaded, path, files)]
@@ -62,8 +62,8 @@ def index(
             tables, out = [*tables, *fresh], place
         if not tables:
             raise DatasetError(
-                f"found nothing to index that the run knows ({', '.join(loaded.encoders)}); expected one of "
-                "them; let another join with `spaner extend`"
+                f"found nothing to index that the run knows ({', '.join(loaded.encoders)}); "
+                "expected one of them; let another join with `spaner extend`"
             )
         place = out or Path("index") / tables[0].cache.path.stem
         facts = build(loaded, run, tables, place, with_graph=approximate, progress=progress)

@@ -1,4 +1,4 @@
-"""``spaner models``: what open_clip offers, before anything is downloaded."""
+"""`spaner models`: what open_clip offers, before anything is downloaded."""
 
 import json as json_text
 from pathlib import Path

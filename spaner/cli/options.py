@@ -1,9 +1,9 @@
 """Command-line options made from a stage's configuration dataclass.
 
 Each field of a configuration becomes one option of the same name, type and default, with the field's
-``metadata["help"]`` as its help. So an option cannot drift from the setting that it sets. A stage that has
+`metadata["help"]` as its help. So an option cannot drift from the setting that it sets. A stage that has
 one dataclass takes `with_options`; what the options of training are depends on the method, see
-`MethodCommand`. Lists are written with commas: ``--shots 1,2,4``.
+`MethodCommand`. Lists are written with commas: `--shots 1,2,4`.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from spaner.settings import axes
 
 
 def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
-    """Give a command that takes ``**options`` one option per field of ``config``.
+    """Give a command that takes `**options` one option per field of `config`.
 
-    Only options that the user typed reach the command (others are left out of ``options``), so a recipe or
+    Only options that the user typed reach the command (others are left out of `options`), so a recipe or
     the dataclass itself supplies the rest.
     """
 
@@ -220,7 +220,7 @@ def flag(field: str) -> str:
 
 
 def parse(hint: Any, value: Any, option: str) -> Any:
-    """Turn what the user typed after ``option`` into the field's type.
+    """Turn what the user typed after `option` into the field's type.
 
     Raises:
         RecipeError: the text fits none of the field's types; the line names the option and what it takes.

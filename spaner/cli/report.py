@@ -1,4 +1,4 @@
-"""``spaner report``: one page about runs and sweeps."""
+"""`spaner report`: one page about runs and sweeps."""
 
 from pathlib import Path
 from typing import Annotated

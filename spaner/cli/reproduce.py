@@ -1,4 +1,4 @@
-"""``spaner reproduce``: the paper's tables and figures again, its numbers beside ours."""
+"""`spaner reproduce`: the paper's tables and figures again, its numbers beside ours."""
 
 from pathlib import Path
 from typing import Annotated, Any

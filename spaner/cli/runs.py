@@ -1,4 +1,4 @@
-"""``spaner runs``: what has been trained, as a table."""
+"""`spaner runs`: what has been trained, as a table."""
 
 from pathlib import Path
 from typing import Annotated, Any

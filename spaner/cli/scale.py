@@ -1,4 +1,4 @@
-"""``spaner scale``: two to eight modalities, what they cost and what they find."""
+"""`spaner scale`: two to eight modalities, what they cost and what they find."""
 
 from pathlib import Path
 from typing import Annotated, Any

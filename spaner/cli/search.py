@@ -1,4 +1,4 @@
-"""``spaner search``: words, a picture or a sound in, the nearest rows of an index out."""
+"""`spaner search`: words, a picture or a sound in, the nearest rows of an index out."""
 
 from pathlib import Path
 from typing import Annotated, Any

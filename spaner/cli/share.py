@@ -1,4 +1,4 @@
-"""``spaner push`` and ``spaner pull``: a run to the hub and back."""
+"""`spaner push` and `spaner pull`: a run to the hub and back."""
 
 from pathlib import Path
 from typing import Annotated

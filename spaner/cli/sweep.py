@@ -1,4 +1,4 @@
-"""``spaner sweep``: ablations from one cache, side by side over the cores, resumable."""
+"""`spaner sweep`: ablations from one cache, side by side over the cores, resumable."""
 
 from collections.abc import Sequence
 from pathlib import Path

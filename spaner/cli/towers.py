@@ -95,8 +95,8 @@ def _text_tower(cache: Path, device: str, model: str | None, weights: str | None
         )
     if spec.weights.startswith("file:") and weights is None:
         raise EncoderError(
-            f"{cache}: its texts were embedded with the weights {spec.weights[5:]}; type `--text-weights "
-            f"PATH/{spec.weights[5:]}`"
+            f"{cache}: its texts were embedded with the weights {spec.weights[5:]}; "
+            f"type `--text-weights PATH/{spec.weights[5:]}`"
         )
     return encoder.text_tower(
         registered,

@@ -1,4 +1,4 @@
-"""``spaner train``: a method fitted to a sealed cache, scored and saved."""
+"""`spaner train`: a method fitted to a sealed cache, scored and saved."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,7 +101,7 @@ def print_scores(
     rows: dict[str, dict[str, Any]] | None = None,
     name: str = "SPANER",
 ) -> None:
-    """A system's numbers with zero-shot beside them, and of many modalities every pair; ``rows`` shows more
+    """A system's numbers with zero-shot beside them, and of many modalities every pair; `rows` shows more
     systems by name."""
     if metrics["text"] is None:
         console.say(f"{title}: no text was trained, so no class can be asked by name")

@@ -1,4 +1,4 @@
-"""``spaner transfer``: runs on data sets that they were not trained on."""
+"""`spaner transfer`: runs on data sets that they were not trained on."""
 
 import json as jsons
 from pathlib import Path

@@ -136,8 +136,9 @@ class Mapped:
         self.fixed_batch = getattr(encoder, "fixed_batch", None)
         if self.fixed_batch:
             raise Mismatch(
-                f"{encoder.spec.name} was used in mode {encoder.spec.mode}, in which a row depends on its "
-                "batch: one file alone has no such row; expected mode eval; train a run with it"
+                f"{encoder.spec.name} was used in mode {encoder.spec.mode}, "
+                "in which a row depends on its batch: one file alone has no such row; expected mode eval; "
+                "train a run with it"
             )
 
     def prepare(self, payload: Any, view: int, key: str, seed: int) -> Tensor:

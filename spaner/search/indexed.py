@@ -86,8 +86,8 @@ class Index:
             return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise CacheError(
-                f"{self.path / name} cannot be read ({error}); expected what `spaner index` wrote; build the "
-                "index again"
+                f"{self.path / name} cannot be read ({error}); expected what `spaner index` wrote; "
+                "build the index again"
             ) from None
 
     def run(self) -> Run:
@@ -110,8 +110,8 @@ class Index:
         found, own = run_sha256(run), self.facts["run_sha256"]
         if found != own:
             raise Mismatch(
-                f"{self.path} was made with the run {own[:12]}, this is {found[:12]}; expected the same "
-                "weights; build the index again with `spaner index`"
+                f"{self.path} was made with the run {own[:12]}, this is {found[:12]}; "
+                "expected the same weights; build the index again with `spaner index`"
             )
 
     def part(self, row: int) -> Part:
@@ -203,8 +203,8 @@ def open_index(path: str | Path) -> Index:
     if not file.is_file():
         found = "an unfinished one" if (path / "vectors.npy").exists() else "none"
         raise CacheError(
-            f"no index at {path}: expected a folder with index.json, found {found}; type `spaner index --run "
-            f"RUN PATH… --out {path}`"
+            f"no index at {path}: expected a folder with index.json, found {found}; "
+            f"type `spaner index --run RUN PATH… --out {path}`"
         )
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))

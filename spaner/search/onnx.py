@@ -122,8 +122,8 @@ def export_whole(run: Run, modality: str, split: Split, file: Path, files: Files
     tower = getattr(encoder, "tower", None)
     if not isinstance(tower, nn.Module):
         raise EncoderError(
-            f"{encoder.spec.name}: its {modality} encoder is no single network; expected one such as "
-            "open_clip's image tower; export the map alone and encode with spaner"
+            f"{encoder.spec.name}: its {modality} encoder is no single network; "
+            "expected one such as open_clip's image tower; export the map alone and encode with spaner"
         )
     load = pipeline.opened(split, encoder, 1, 0)
     with images.quiet():
@@ -155,8 +155,8 @@ def _export(module: nn.Module, x: Tensor, wanted: np.ndarray, modality: str, fil
         difference = float(np.abs(found - wanted).max())
         if not difference <= TOLERANCE:
             raise RunError(
-                f"{file}: the graph differs from torch by {difference:.2g} on {len(x)} rows; expected up to "
-                f"{TOLERANCE:g}; nothing was kept; please report this"
+                f"{file}: the graph differs from torch by {difference:.2g} on {len(x)} rows; "
+                f"expected up to {TOLERANCE:g}; nothing was kept; please report this"
             )
     return Exported(file, modality, len(x), difference)
 
@@ -180,8 +180,8 @@ def _write(module: nn.Module, x: Tensor, file: Path) -> None:
         except Exception as error:  # the exporter raises whatever an operator that ONNX lacks leads it to
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise EncoderError(
-                f"{file.name[1:-5]}: this network cannot be said in ONNX ({line[:160]}); expected operators "
-                "that it has; export the map alone"
+                f"{file.name[1:-5]}: this network cannot be said in ONNX ({line[:160]}); "
+                "expected operators that it has; export the map alone"
             ) from None
         assert program is not None
         program.save(str(file))

@@ -185,8 +185,8 @@ def search_frozen(
         best += [(-float(score), first + int(row)) for row, score in zip(found, scores, strict=True)]
     if not best and not which:
         raise RunError(
-            f"the frozen encoder of {asked.modality} shares no space with what is indexed; expected its own "
-            "modality, or picture and text of one encoder; search the trained space"
+            f"the frozen encoder of {asked.modality} shares no space with what is indexed; "
+            "expected its own modality, or picture and text of one encoder; search the trained space"
         )
     best = sorted(best)[:k]
     return _hits(index, [row for _, row in best], [-score for score, _ in best])

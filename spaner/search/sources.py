@@ -60,8 +60,8 @@ def gather(
     """List everything that was pointed at, each file once, in the order of their ids.
 
     Args:
-        paths: files, folders (with all folders below), patterns such as ``photos/*.jpg``, CSV lists with a
-            column ``path`` or ``text`` and perhaps ``label``.
+        paths: files, folders (with all folders below), patterns such as `photos/*.jpg`, CSV lists with a
+            column `path` or `text` and perhaps `label`.
         texts: strings, a row each.
         split: what the tables will be called: image/new, audio/new, text/new.
         name: of the data set; default: the folder that holds the files.
@@ -101,8 +101,9 @@ def text_file(path: Path) -> list[str]:
     """
     if path.is_file() and path.stat().st_size > LARGEST_LIST:
         raise DatasetError(
-            f"{path}: {path.stat().st_size / 1e6:,.0f} MB of text; expected one text a line and at most "
-            f"{LARGEST_LIST / 1e6:.0f} MB; split the file, for example with `split -l 100000`"
+            f"{path}: {path.stat().st_size / 1e6:,.0f} MB of text; "
+            f"expected one text a line and at most {LARGEST_LIST / 1e6:.0f} MB; "
+            "split the file, for example with `split -l 100000`"
         )
     found = [line for _, line in lists.lines(path)]
     if not found:
@@ -131,8 +132,8 @@ def _at(path: Path, left_out: LeftOut) -> tuple[list[_Found], list[tuple[str, st
             return [f for files, _ in parts for f in files], [t for _, texts in parts for t in texts]
         raise DatasetError(f"{path}: nothing matches; expected at least one file; check the pattern")
     raise DatasetError(
-        f"{path}: no such file or folder; expected a picture, a sound, a folder, a CSV or a pattern; check "
-        "the path (a text is given with `--text`)"
+        f"{path}: no such file or folder; expected a picture, a sound, a folder, a CSV or a pattern; "
+        "check the path (a text is given with `--text`)"
     )
 
 
@@ -155,8 +156,8 @@ def _below(top: Path, left_out: LeftOut) -> Iterator[_Found]:
     if not count:
         what = "; ".join(f"{n:,} {kind} (first {first})" for kind, (n, first) in left_out.items())
         raise DatasetError(
-            f"{top}: found no pictures and no sounds{f', only {what}' if what else ''}; expected files such "
-            "as .jpg, .png, .wav or .flac; check the path"
+            f"{top}: found no pictures and no sounds{f', only {what}' if what else ''}; "
+            "expected files such as .jpg, .png, .wav or .flac; check the path"
         )
 
 
@@ -165,8 +166,8 @@ def _listed(file: Path) -> tuple[list[_Found], list[tuple[str, str]]]:
     rows = [row for _, row in lists.table(file, ())]
     if not rows or not {"path", "text"} & rows[0].keys():
         raise DatasetError(
-            f"{file}: found {'no rows' if not rows else 'neither path nor text'}; expected a line per sample "
-            "and a column path or text, perhaps label; add them"
+            f"{file}: found {'no rows' if not rows else 'neither path nor text'}; "
+            "expected a line per sample and a column path or text, perhaps label; add them"
         )
     labels = [row.get("label") or UNLABELLED for row in rows]
     texts = [(row["text"], label) for row, label in zip(rows, labels, strict=True) if row.get("text")]
@@ -215,6 +216,6 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise DatasetError(f"text {row + 1} is empty; expected words; leave it out")
         if len(text) > LONGEST_TEXT:
             raise DatasetError(
-                f"text {row + 1} has {len(text):,} characters ({lists.short(text, 40)!r}); expected at most "
-                f"{LONGEST_TEXT:,}; give one text a line with `--text-file`"
+                f"text {row + 1} has {len(text):,} characters ({lists.short(text, 40)!r}); "
+                f"expected at most {LONGEST_TEXT:,}; give one text a line with `--text-file`"
             )

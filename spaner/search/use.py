@@ -185,7 +185,7 @@ def classify(
     ids, parts, failures = [], [], {}
     for modality, splits in source.dataset.splits.items():
         split = next(iter(splits.values()))
-        if modality != next(iter(run.widths)):
+        if modality != run.modality:
             check_modality(run, modality)
         rows = encoded(split, own_encoder(run, modality, files), modality)
         p = _softmax(logits(run, modality, rows.x, query) / (run.temperature or 1.0))
@@ -205,11 +205,11 @@ def class_query(run: Run, names: Sequence[str], template: str, files: Files | No
 
 def logits(run: Run, modality: str, x: Float[np.ndarray, "N D"], query: Query) -> Float[np.ndarray, "N C"]:
     """The method's logits for the modality it was trained on; cosines at its scale for one that joined."""
-    if modality == next(iter(run.widths)):
+    if modality == run.modality:
         return run.scores(modality, x, query) * run.model.logit_scale
     if not run.has_space:
         raise RunError(
-            f"method {run.config.method!r} classifies {next(iter(run.widths))} alone, found {modality}; "
+            f"method {run.config.method!r} classifies {run.modality} alone, found {modality}; "
             "expected a method with a space; train a run with method=spaner"
         )
     classes = run.embed("text", query.texts.x[:, 0].numpy())

@@ -150,8 +150,9 @@ class CoCoOp:
             return self.logit_scale * x @ query.texts.classes.T
         if self.tower is None:
             raise RunError(
-                "cocoop makes a prompt of every image and needs the text tower to score it; a saved run has "
-                "none; set run.model.tower to extract.encoders.encoder.text_tower(...) of the cache's encoder"
+                "cocoop makes a prompt of every image and needs the text tower to score it; "
+                "a saved run has none; set run.model.tower to extract.encoders.encoder.text_tower(...) "
+                "of the cache's encoder"
             )
         prompted = self.tower.prompted(prompting.spoken(query.class_names), len(self.context.ctx))
         step = max(1, 4096 // len(query.class_names))

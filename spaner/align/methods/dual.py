@@ -82,26 +82,27 @@ def sides_of(method: str, task: Task, tools: Tools, least: int) -> tuple[prompti
     spec = task.encoders[task.modality]
     if pictures is None:
         raise RunError(
-            f"method {method} needs the image tower beside the cache, and none was handed in; expected that "
-            f"of {spec.name!r}; type `spaner train --method {method}`, or pass pictures= to fit"
+            f"method {method} needs the image tower beside the cache, and none was handed in; "
+            f"expected that of {spec.name!r}; type `spaner train --method {method}`, or pass pictures= to fit"
         )
     if pictures.tower.sha256 != spec.weights_sha256:
         raise Mismatch(
-            f"the image tower's weights are {pictures.tower.sha256[:12]}, the cache's images were embedded "
-            f"with {spec.weights_sha256[:12]} ({spec.name}, {spec.weights}); hand in the tower of that "
-            "encoder: `--text-model` and `--text-weights`"
+            f"the image tower's weights are {pictures.tower.sha256[:12]}, "
+            f"the cache's images were embedded with {spec.weights_sha256[:12]} ({spec.name}, "
+            f"{spec.weights}); hand in the tower of that encoder: `--text-model` and `--text-weights`"
         )
     if not text.depth:
         raise RunError(
-            f"method {method} learns inside causal blocks of the text tower, and that of {spec.name!r} looks "
-            "both ways or is of another kind; expected a text side such as that of ViT-B-16; use --method "
-            "coop, which runs any tower whole"
+            f"method {method} learns inside causal blocks of the text tower, "
+            f"and that of {spec.name!r} looks both ways or is of another kind; "
+            "expected a text side such as that of ViT-B-16; use --method coop, which runs any tower whole"
         )
     for side, depth in (("text", text.depth), ("image", pictures.tower.depth)):
         if depth < least:
             raise RunError(
-                f"method {method} reaches into {least} blocks, and the {side} tower of {spec.name!r} has "
-                f"{depth}; expected at most {depth}; lower --depth, or --start and --end"
+                f"method {method} reaches into {least} blocks, "
+                f"and the {side} tower of {spec.name!r} has {depth}; expected at most {depth}; "
+                "lower --depth, or --start and --end"
             )
     return text, pictures
 
@@ -135,7 +136,7 @@ def tower_beside(method: str, pictures: Pictures | None) -> ImageSide:
     """The image tower of a run; RunError where it was loaded and nobody put one beside it."""
     if pictures is None:
         raise RunError(
-            f"{method} changed the image tower and needs it to make image rows; a saved run has none; type "
-            "`spaner eval --run RUN --cache CACHE`, or set run.model.pictures"
+            f"{method} changed the image tower and needs it to make image rows; a saved run has none; "
+            "type `spaner eval --run RUN --cache CACHE`, or set run.model.pictures"
         )
     return pictures.tower

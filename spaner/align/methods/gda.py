@@ -98,9 +98,10 @@ class Gda:
         shrunk = shrunk_covariance(rows, labels, means, settings.shrinkage)
         if not shrunk.trace() > 1e-12 * len(rows):
             raise RunError(
-                f"gda needs rows that differ within a class, found {len(rows):,} rows for "
-                f"{len(means):,} classes, each equal to its class mean; draw --shots 2, or extract with more "
-                "--views; with one row a class the published code is --method zero_shot"
+                "gda needs rows that differ within a class, "
+                f"found {len(rows):,} rows for {len(means):,} classes, each equal to its class mean; "
+                "draw --shots 2, or extract with more --views; "
+                "with one row a class the published code is --method zero_shot"
             )
         weight, bias = gaussian_head(means, shrunk)
         return cls(weight.float(), bias.float(), settings.alpha, task.facts())

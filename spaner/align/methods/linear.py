@@ -44,8 +44,8 @@ class LinearAligner(nn.Module):
         for name, (value, only) in asked.items():
             if value != only:
                 raise RecipeError(
-                    f"{name} is {value!r} and the linear aligner has no tokens; expected {only!r}; use "
-                    f"{name}={only} or aligner=attention"
+                    f"{name} is {value!r} and the linear aligner has no tokens; expected {only!r}; "
+                    f"use {name}={only} or aligner=attention"
                 )
         self.proj = nn.Linear(dim, out_dim)
 

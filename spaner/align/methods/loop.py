@@ -43,7 +43,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of a further modality: sample i has ``x[start[i] : start[i] + count[i]]`` to draw from.
+    """Rows of a further modality: sample i has `x[start[i] : start[i] + count[i]]` to draw from.
 
     A sample with count 0 lacks the modality: its row in a batch is zeros, which no embedding is.
     """
@@ -67,7 +67,7 @@ class Pool:
 class Pairs:
     """Samples, and for each class a run of rows in a pool from which a sample's partner is drawn.
 
-    The partners of class c are ``pool[start[c] : start[c] + count[c]]``; every class of ``labels`` has some.
+    The partners of class c are `pool[start[c] : start[c] + count[c]]`; every class of `labels` has some.
     `others` are the pools of further modalities that are trained together with these two; where `partner` is
     None, there is no pool beside them.
     """
@@ -121,7 +121,7 @@ def _pool(modality: str, companion: Companion, task: Task) -> Pool:
 def optimise(
     model: nn.Module, pairs: Pairs, settings: Any, device: torch.device, progress: Progress | None = None
 ) -> list[dict[str, float]]:
-    """Minimise ``model.loss`` over its parameters that take a gradient.
+    """Minimise `model.loss` over its parameters that take a gradient.
 
     `settings` has the fields of `Loop`, `seed` and `precision`.
 
@@ -181,8 +181,8 @@ def passes(
         yield from _passes(pairs, drawn, settings, device, step)
     except torch.OutOfMemoryError:
         raise RunError(
-            f"the memory of {device} is full; lower batch_size (now {settings.batch_size}), train fewer "
-            "cells of a sweep at once (--stack 1), or use device=cpu"
+            f"the memory of {device} is full; lower batch_size (now {settings.batch_size}), "
+            "train fewer cells of a sweep at once (--stack 1), or use device=cpu"
         ) from None
 
 

@@ -213,7 +213,7 @@ def _require_memory(rows: int, settings: Any) -> None:
     needed = 3 * 4 * rows**2
     if needed > free:
         raise RunError(
-            f"proker's kernel of {rows:,} rows needs {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; use exact_rows={rows - 1} for random features (now "
-            f"{settings.exact_rows:,}), or lower shots"
+            f"proker's kernel of {rows:,} rows needs {needed / 2**30:.1f} GiB, "
+            f"and {free / 2**30:.1f} GiB are free; "
+            f"use exact_rows={rows - 1} for random features (now {settings.exact_rows:,}), or lower shots"
         )

@@ -107,14 +107,15 @@ def tower_of(method: str, task: Task, tools: Tools) -> Tower:
     tower, spec = tools.text_tower, task.encoders["text"]
     if tower is None:
         raise RunError(
-            f"method {method} needs a text tower beside the cache, and none was handed in; expected that of "
-            f"{spec.name!r}; type `spaner train --method {method}`, or pass text_tower= to fit"
+            f"method {method} needs a text tower beside the cache, and none was handed in; "
+            f"expected that of {spec.name!r}; type `spaner train --method {method}`, "
+            "or pass text_tower= to fit"
         )
     if tower.sha256 != spec.weights_sha256:
         raise Mismatch(
-            f"the text tower's weights are {tower.sha256[:12]}, the cache's texts were embedded with "
-            f"{spec.weights_sha256[:12]} ({spec.name}, {spec.weights}); hand in the tower of that encoder: "
-            "`--text-model` and `--text-weights`"
+            f"the text tower's weights are {tower.sha256[:12]}, "
+            f"the cache's texts were embedded with {spec.weights_sha256[:12]} ({spec.name}, {spec.weights}); "
+            "hand in the tower of that encoder: `--text-model` and `--text-weights`"
         )
     return tower
 

@@ -160,8 +160,8 @@ class Spaner(nn.Module):
         if self.own.prior != "none" and "text" not in widths:
             raise RecipeError(
                 f"prior is {self.own.prior!r}, a head that answers class names, and no text is trained; "
-                "expected text among the modalities; write for example --modalities image,text,audio, or "
-                "--prior none"
+                "expected text among the modalities; write for example --modalities image,text,audio, "
+                "or --prior none"
             )
         if self.own.prior != "none":
             self.prior = ClosedFormPrior(self.own, self.dim, class_names)

@@ -35,8 +35,8 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Te
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if odd := sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name)):
         raise RunError(
-            f"tensor {odd[0]!r} has shape {found.get(odd[0], 'missing')}; expected "
-            f"{expected.get(odd[0], 'no such tensor')} ({len(odd)} such tensors)"
+            f"tensor {odd[0]!r} has shape {found.get(odd[0], 'missing')}; "
+            f"expected {expected.get(odd[0], 'no such tensor')} ({len(odd)} such tensors)"
         )
 
 

@@ -17,8 +17,9 @@ def require_rows(method: str, task: Task) -> None:
     empty = [name for name, count in zip(task.class_names, counts.tolist(), strict=True) if not count]
     if empty:
         raise RunError(
-            f"{method} needs a row of every class, found none of {empty[0]!r} ({len(empty):,} such classes "
-            f"of {len(task.class_names):,}); draw from a split that has them, or use --method tip_adapter"
+            f"{method} needs a row of every class, "
+            f"found none of {empty[0]!r} ({len(empty):,} such classes of {len(task.class_names):,}); "
+            "draw from a split that has them, or use --method tip_adapter"
         )
 
 
@@ -27,8 +28,9 @@ def require_one_width(method: str, task: Task) -> None:
     if len(set(task.widths.values())) > 1:
         found = ", ".join(f"{modality} {width}" for modality, width in task.widths.items())
         raise Mismatch(
-            f"{method} compares embeddings of two modalities, and their widths differ ({found}); expected "
-            "one encoder for both; use --method spaner, which maps them into one space, or linear_probe"
+            f"{method} compares embeddings of two modalities, and their widths differ ({found}); "
+            "expected one encoder for both; use --method spaner, which maps them into one space, "
+            "or linear_probe"
         )
 
 

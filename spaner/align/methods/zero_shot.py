@@ -44,8 +44,8 @@ class ZeroShot:
         if len(set(task.widths.values())) > 1:
             found = ", ".join(f"{modality} {width}" for modality, width in task.widths.items())
             raise Mismatch(
-                f"zero_shot compares embeddings as they are, and their widths differ ({found}); expected one "
-                "encoder for both; train method=spaner, which maps them into one space"
+                f"zero_shot compares embeddings as they are, and their widths differ ({found}); "
+                "expected one encoder for both; train method=spaner, which maps them into one space"
             )
         return cls(task.logit_scale)
 

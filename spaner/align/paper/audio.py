@@ -96,8 +96,9 @@ def other_folds(fold: int, present: Sequence[str]) -> list[str]:
     missing = [name for name in names if name not in present]
     if missing:
         raise CacheError(
-            f"{', '.join(missing)} missing, found {', '.join(present) or 'none'}; the protocol tests on the "
-            f"four folds that do not train; type `spaner extract --modality audio --splits {missing[0]}`"
+            f"{', '.join(missing)} missing, found {', '.join(present) or 'none'}; "
+            "the protocol tests on the four folds that do not train; "
+            f"type `spaner extract --modality audio --splits {missing[0]}`"
         )
     return [name for name in names if name != f"fold{fold}"]
 
@@ -118,8 +119,8 @@ def splits_of(cache: caches.Cache) -> list[AudioSplit]:
         return [AudioSplit(f"draw seed {s}", "train", ("test",), "draw", s) for s in range(1, FOLDS + 1)]
     command = extract_command(cache.dataset, cache.path, "audio")
     raise CacheError(
-        f"{cache.path} has no sound to join: found "
-        f"{', '.join(f'audio/{name}' for name in present) or 'no audio'}, "
+        f"{cache.path} has no sound to join: "
+        f"found {', '.join(f'audio/{name}' for name in present) or 'no audio'}, "
         f"expected audio/fold1 … fold{FOLDS}, or audio/train and audio/test; type `{command}`"
     )
 

@@ -84,7 +84,7 @@ def _scored(
     trained = cores(setup, cache, progress)
     metrics = {recipe: [run.metrics or {} for _, run in runs] for recipe, runs in trained.items()}
     frozen = metrics["paper"][0]["zero_shot"]
-    rows = {_name(recipe): [numbers(each) for each in found] for recipe, found in metrics.items()}
+    rows = {_name(recipe): [numbers(each) for each in runs] for recipe, runs in metrics.items()}
     if frozen:
         rows = {FROZEN: [numbers(frozen)]} | rows
     why = why_not(setup, cache)
@@ -170,8 +170,9 @@ def shifted_caches(setup: Setup) -> tuple[dict[str, caches.Cache], list[str]]:
         return {c.dataset if known.count(c.dataset) == 1 else c.path.stem: c for c in opened}, []
     if setup.dataset != "imagenet":
         raise CacheError(
-            f"table4 does not exist for {setup.dataset}: found no shifted test sets of it, expected one or "
-            "more caches made by the same encoder; name each with --shift CACHE"
+            f"table4 does not exist for {setup.dataset}: "
+            "found no shifted test sets of it, expected one or more caches made by the same encoder; "
+            "name each with --shift CACHE"
         )
     places = {name: Path("cache") / name for name in SHIFTED}
     commands = {name: f"`{extract_command(name, path)}`" for name, path in places.items()}
@@ -195,9 +196,9 @@ def cosine_curves(setup: Setup, cache: caches.Cache, progress: Progress) -> Repr
     spaces: dict[str, Any] = {_name(recipe): runs[0][1] for recipe, runs in trained.items()}
     if len({cache.table(name).dim for name in (table, "text/vanilla", "text/classname")}) == 1:
         spaces = {FROZEN: Frozen()} | spaces
-    found = {name: matches(space, cache, table) for name, space in spaces.items()}
+    matched = {name: matches(space, cache, table) for name, space in spaces.items()}
     cosines = {
-        kind: {name: each[kind].positive for name, each in found.items()} for kind in ("text", "semantic")
+        kind: {name: each[kind].positive for name, each in matched.items()} for kind in ("text", "semantic")
     }
     means: dict[str, list[dict[str, Cell]]] = {
         name: [{f"{kind}_cosine": Number(float(cosines[kind][name].mean())) for kind in cosines}]
@@ -225,12 +226,12 @@ def confusion(setup: Setup, cache: caches.Cache, progress: Progress) -> Reproduc
     """Figure 8: the most confused classes of text retrieval, and the most confused pairs by name."""
     trained, table = cores(setup, cache, progress, setup.seeds[:1]), tested_table(cache, None)
     names = list(cache.class_names)
-    found = {_name(recipe): matches(runs[0][1], cache, table)["text"] for recipe, runs in trained.items()}
-    matrix = confused.confusion_matrix(found[_name("paper")], names)
+    matched = {_name(recipe): matches(runs[0][1], cache, table)["text"] for recipe, runs in trained.items()}
+    matrix = confused.confusion_matrix(matched[_name("paper")], names)
     worst = confused.most_confused_classes(matrix)
     pairs = confused.most_confused_pairs(matrix, names)
     rows: dict[str, list[dict[str, Cell]]] = {
-        name: [{"text": Number(float(each.credit.mean()))}] for name, each in found.items()
+        name: [{"text": Number(float(each.credit.mean()))}] for name, each in matched.items()
     }
     title, why = "Figure 8: most confused classes (paper recipe)", why_not(setup, cache)
     return Reproduction(
@@ -278,8 +279,8 @@ def templates_and_widths(setup: Setup, cache: caches.Cache, progress: Progress) 
     if lacking:
         command = extract_command(cache.dataset, setup.cache, "text")
         made.missing = [
-            f"text/{', text/'.join(lacking)} not in {setup.cache}; type `{command} --templates "
-            f"{','.join(lacking)}`"
+            f"text/{', text/'.join(lacking)} not in {setup.cache}; "
+            f"type `{command} --templates {','.join(lacking)}`"
         ]
     made.figures = write(choice_drawing(setup.artifact, finished), setup.out)
     return made

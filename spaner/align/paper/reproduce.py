@@ -116,7 +116,7 @@ class Reproduction:
 
 
 def reproduce(setup: Setup, progress: Progress | None = None) -> Reproduction:
-    """Make the artifact again and write ``<out>/<artifact>.json``.
+    """Make the artifact again and write `<out>/<artifact>.json`.
 
     Raises:
         RecipeError: no such artifact, or no seed. CacheError: a cache or table is missing; the line says what
@@ -124,8 +124,8 @@ def reproduce(setup: Setup, progress: Progress | None = None) -> Reproduction:
     """
     if setup.artifact not in ARTIFACTS:
         raise RecipeError(
-            f"reproduce {setup.artifact}: there is none; expected one of {', '.join(ARTIFACTS)}; type for "
-            "example `spaner reproduce table1 --dataset digits`"
+            f"reproduce {setup.artifact}: there is none; expected one of {', '.join(ARTIFACTS)}; "
+            "type for example `spaner reproduce table1 --dataset digits`"
         )
     if not setup.seeds:
         raise RecipeError("reproduce: the list of seeds is empty; expected at least one; type --seeds 1,2,3")

@@ -246,8 +246,8 @@ def finished(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     done = [cell for cell in cells if cell.get("status", "ok") == "ok"]
     if not done:
         raise DatasetError(
-            f"nothing to draw: {len(cells)} cells, none finished; expected at least one; run "
-            "`spaner sweep` and read the reasons in its sweep.json"
+            f"nothing to draw: {len(cells)} cells, none finished; expected at least one; "
+            "run `spaner sweep` and read the reasons in its sweep.json"
         )
     return done
 

@@ -79,8 +79,9 @@ def _of_bench(number: int, bench: Bench, members: Sequence[Entry]) -> Iterator[E
     yield Exhibit(
         "modality_gap",
         list(_planes(number, bench, members)),
-        "t-SNE over cosine distance: shape is the modality, colour the class. Point at a mark, or walk with "
-        "the arrow keys. Distances between clusters mean nothing; whether the shapes mix does.",
+        "t-SNE over cosine distance: shape is the modality, colour the class. "
+        "Point at a mark, or walk with the arrow keys. Distances between clusters mean nothing; "
+        "whether the shapes mix does.",
     )
 
 

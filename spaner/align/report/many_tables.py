@@ -103,8 +103,9 @@ def one_space(entries: Sequence[Entry]) -> ReportTable | None:
         "Do the rows of all modalities group by class?",
         CLUSTERS,
         groups,
-        "k-means over the pooled rows (of text every template), one cluster a class. V-measure against the "
-        "classes is best at 100 and near its chance in a collapsed space; against the modality 0 is best.",
+        "k-means over the pooled rows (of text every template), one cluster a class. "
+        "V-measure against the classes is best at 100 and near its chance in a collapsed space; "
+        "against the modality 0 is best.",
         "space",
     )
 
@@ -167,9 +168,9 @@ def together(entries: Sequence[Entry]) -> ReportTable | None:
         "What are the modalities of one sample worth together?",
         MISSING,
         groups,
-        "Accuracy of class names by the centre of a sample's modalities; gain: minus the best single one on "
-        "the same rows, found in hindsight. Missing rows are left out by lot; a sample with nothing left is "
-        "right by chance.",
+        "Accuracy of class names by the centre of a sample's modalities; gain: "
+        "minus the best single one on the same rows, found in hindsight. Missing rows are left out by lot; "
+        "a sample with nothing left is right by chance.",
         "rows missing",
     )
 

@@ -156,7 +156,7 @@ def _entry(
 ) -> Entry:
     with caches.open(_cache_of(run, cache)) as opened:
         tested = (run.metrics or {}).get("tested", {})
-        table = evaluate.tested_table(opened, split or tested.get("table"), next(iter(run.widths)))
+        table = evaluate.tested_table(opened, split or tested.get("table"), run.modality)
         _check_tables(run, opened)
         for needed in (table, *(evaluate.asking(opened).values() if evaluate.asks_by_name(run) else ())):
             run.check(opened.table(needed).manifest)
@@ -204,8 +204,8 @@ def _check_recorded(run: Run, aligned: Measured) -> None:
         if recorded is not None and abs(found - recorded) > AGREEMENT:
             raise RunError(
                 f"{kind} accuracy is {found:.4f} now and {recorded:.4f} in result.json, "
-                "which cannot both come from these weights and rows; check the cache with "
-                "`spaner cache verify`, then train again"
+                "which cannot both come from these weights and rows; "
+                "check the cache with `spaner cache verify`, then train again"
             )
 
 

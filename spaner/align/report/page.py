@@ -145,10 +145,10 @@ def figure(drawings: Sequence[Drawing], caption: str, beside: str = "") -> str:
     keys = "".join(f"<li>{svg.sample(key.width, key.parts())}{escape(key.words)}</li>" for key in entries)
     legend = f'<ul class="legend">{keys}</ul>' if keys else ""
     links = [_links(drawing, beside) for drawing in drawings] if beside else []
-    files = f'<span class="files">{" · ".join(links)}</span>' if links else ""
+    linked = f'<span class="files">{" · ".join(links)}</span>' if links else ""
     return (
         f'<figure><div class="panels">{panels}</div>{legend}'
-        f"<figcaption>{escape(caption)} {files}</figcaption></figure>"
+        f"<figcaption>{escape(caption)} {linked}</figcaption></figure>"
     )
 
 

@@ -157,8 +157,8 @@ def _pairs(found: Sequence[dict]) -> str:
 
 
 def _sweep(found: Sweep, content: ReportTable, drawn: Mapping[str, str]) -> str:
-    heading = f'<h3 id="{found.anchor}">{escape(found.name)}</h3>'
-    return heading + drawn.get(found.anchor, "") + table(content)
+    title = f'<h3 id="{found.anchor}">{escape(found.name)}</h3>'
+    return title + drawn.get(found.anchor, "") + table(content)
 
 
 def _origins(entries: Sequence[Entry], sweeps: Sequence[Sweep], apart: Sequence[str]) -> str:

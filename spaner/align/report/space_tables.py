@@ -40,9 +40,9 @@ def pairs(entries: Sequence[Entry]) -> ReportTable:
         "Modality gap, before and after",
         PAIRS,
         _by_space(entries, lambda s: {f"{p['a']} – {p['b']}": p for p in s.pairs}, PAIRS),
-        "Distance of the two centroids on the unit sphere (Liang et al. 2022); how well a plane tells the "
-        "modalities apart, cross-validated (50 % = it cannot); uniformity of each (Wang & Isola 2020; "
-        "0 = collapsed).",
+        "Distance of the two centroids on the unit sphere (Liang et al. 2022); "
+        "how well a plane tells the modalities apart, cross-validated (50 % = it cannot); "
+        "uniformity of each (Wang & Isola 2020; 0 = collapsed).",
     )
 
 

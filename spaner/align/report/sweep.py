@@ -90,8 +90,8 @@ def _check_one_bench(name: str, cells: Sequence[dict[str, Any]]) -> None:
     if len(tested) > 1:
         raise RunError(
             f"sweep {name}: its cells were tested on {len(tested)} different tables "
-            f"({', '.join(sorted(tested))}); expected one, since cells are averaged "
-            "over seeds; give every cache a sweep folder of its own"
+            f"({', '.join(sorted(tested))}); expected one, since cells are averaged over seeds; "
+            "give every cache a sweep folder of its own"
         )
 
 

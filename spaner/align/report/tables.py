@@ -115,8 +115,9 @@ def _cosines(entries: Sequence[Entry]) -> ReportTable:
         "Cosine to the own class",
         COSINE,
         [*_groups(entries, numbers), _published(entries, "imagenet", ["text_cosine", "semantic_cosine"])],
-        "A collapsed space has cosine 1 to everything. So beside each cosine: the margin to the hardest "
-        "wrong class, the mean cosine to all wrong classes, and the cosine after both means are removed.",
+        "A collapsed space has cosine 1 to everything. So beside each cosine: "
+        "the margin to the hardest wrong class, the mean cosine to all wrong classes, "
+        "and the cosine after both means are removed.",
     )
 
 

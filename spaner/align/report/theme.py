@@ -219,8 +219,8 @@ def _letters_rule(name: str, hand: Letters) -> str:
         else ""
     )
     return (
-        f"svg .{name} {{ font-size: {hand.size}px;{weight}{halo} }} "
-        f"svg .{name}:not(.own) {{ fill: var(--{hand.colour}); }}"
+        f"svg .{name} {{ font-size: {hand.size}px;{weight}{halo} }} svg .{name}:not(.own) {{ fill: "
+        f"var(--{hand.colour}); }}"
     )
 
 

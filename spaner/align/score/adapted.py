@@ -47,9 +47,9 @@ def scored_table(run: Any, cache: Any, name: str) -> Any:
         return there
     if model.pictures is None:
         raise RunError(
-            f"{run.config.method} changed the image tower, and its rows of {name} are not in "
-            f"{place_of(cache.path)}; type `spaner eval --run RUN --cache {cache.path}`, which makes them, "
-            "or set run.model.pictures"
+            f"{run.config.method} changed the image tower, "
+            f"and its rows of {name} are not in {place_of(cache.path)}; "
+            f"type `spaner eval --run RUN --cache {cache.path}`, which makes them, or set run.model.pictures"
         )
     place = place_of(cache.path)
     return model.pictures.adapted(cache, name, place, modality_of(run, name), model.block, model.image_rows)

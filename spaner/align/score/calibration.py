@@ -64,8 +64,8 @@ def nll(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], tempera
     """
     if not temperature > 0:
         raise DatasetError(
-            f"temperature is {temperature}; expected a number above 0; fit one with "
-            "`calibration.temperature` on validation rows"
+            f"temperature is {temperature}; expected a number above 0; "
+            "fit one with `calibration.temperature` on validation rows"
         )
     log_p = _log_softmax(_checked(scores, labels) / temperature)
     return float(-log_p[np.arange(len(log_p)), labels].mean())

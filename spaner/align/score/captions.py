@@ -85,8 +85,8 @@ def evaluate_captions(run: Any, cache: caches.Cache | str | Path, split: str | N
         images = tested_table(opened, split)
         if table_of(opened, images) is None:
             raise CacheError(
-                f"{opened.path} has one class and no captions of {images}; expected two classes or more, or "
-                "captions; type `spaner extract --caption-column NAME`"
+                f"{opened.path} has one class and no captions of {images}; "
+                "expected two classes or more, or captions; type `spaner extract --caption-column NAME`"
             )
         run.check(opened.table(images).manifest)
         return {"captions": caption_retrieval(run, opened, images)}
@@ -106,8 +106,9 @@ def _paired(
     captions = np.flatnonzero(said.ok & (image >= 0))
     if not len(captions):
         raise CacheError(
-            f"no caption of {said.name} has its image in {pictures.name}: found {str(said.ids[0])!r} beside "
-            f"{str(pictures.ids[0])!r}; expected ids IMAGE#0; extract both from one list"
+            f"no caption of {said.name} has its image in {pictures.name}: "
+            f"found {str(said.ids[0])!r} beside {str(pictures.ids[0])!r}; expected ids IMAGE#0; "
+            "extract both from one list"
         )
     rows, about = np.unique(image[captions], return_inverse=True)
     return rows, captions, about

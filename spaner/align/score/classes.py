@@ -58,8 +58,8 @@ def halves(cache: caches.Cache) -> tuple[Any, Any]:
     count = len(cache.class_names)
     if count < 4:
         raise DatasetError(
-            f"base-to-new: {cache.path} has {count} classes; expected four or more, so that each half has a "
-            "choice; use a cache with more classes"
+            f"base-to-new: {cache.path} has {count} classes; "
+            "expected four or more, so that each half has a choice; use a cache with more classes"
         )
     middle = (count + 1) // 2
     return SomeClasses(cache, range(middle)), SomeClasses(cache, range(middle, count))

@@ -213,8 +213,8 @@ def class_means(
     counts = np.bincount(labels, minlength=classes)
     if len(empty := np.flatnonzero(counts == 0)):
         raise DatasetError(
-            f"{len(empty):,} of {classes:,} classes have no rows, first is class {empty[0]}; expected one "
-            "row each at least; choose another split with --split"
+            f"{len(empty):,} of {classes:,} classes have no rows, first is class {empty[0]}; "
+            "expected one row each at least; choose another split with --split"
         )
     sums = np.zeros((classes, rows.shape[1]))
     np.add.at(sums, labels, unit(rows, "rows"))

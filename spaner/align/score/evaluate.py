@@ -3,8 +3,8 @@
 Text retrieval asks with "a photo of a {}." (table `text/vanilla`, or the data set's own words in
 `text/query`), semantic retrieval with the raw class name (`text/classname`); the gap is their difference in
 accuracy. A head that ignores what it is asked has an accuracy, no semantic one and no gap: None. A method
-without a space has no cosines: None. Class names are those of the cache that is
-scored, so a run can be tested on another data set. Rows whose extraction failed are left out and counted.
+without a space has no cosines: None. Class names are those of the cache that is scored, so a run can be
+tested on another data set. Rows whose extraction failed are left out and counted.
 
 A run that was trained without text can be asked for no class by name: it has no accuracy, and what its
 modalities find in each other is told by `evaluate_modalities`.
@@ -78,7 +78,7 @@ def evaluate(
         DatasetError: no rows, one class only, NaN.
     """
     with opened_cache(cache) as opened:
-        name = tested_table(opened, split, next(iter(run.widths)))
+        name = tested_table(opened, split, run.modality)
         named = asks_by_name(run)
         for needed in (name, *(asking(opened).values() if named else ())):
             run.check(opened.table(needed).manifest)
@@ -218,8 +218,8 @@ def evaluate_pair(run: Any, cache: caches.Cache | str | Path, query: str, target
         for name in (query, target):
             run.check(opened.table(name).manifest)
             sides.append(embedded(run, opened, name))
-        (queries, query_labels), (targets, target_labels) = sides
-        scores = retrieval.retrieval(queries, targets, query_labels, target_labels)
+        (rows, labels), (targets, target_labels) = sides
+        scores = retrieval.retrieval(rows, targets, labels, target_labels)
         return {"query": query, "target": target, **scores}
 
 

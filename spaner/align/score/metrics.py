@@ -45,8 +45,8 @@ class Match:
     `positive` is the cosine to the row's own class, `hardest` and `negative` the largest and the mean cosine
     to classes of another name. `row_sum` and `target_sum` are sums over rows, from which the centred cosine
     follows; they are empty where cosines are known and vectors are not. All five are empty where scores are
-    no cosines. `confidence` is the largest softmax probability
-    and `surprise` the negative log probability of the own class (nats), at a logit scale; empty without one.
+    no cosines. `confidence` is the largest softmax probability and `surprise` the negative log probability of
+    the own class (nats), at a logit scale; empty without one.
     """
 
     labels: Int[np.ndarray, " N"]
@@ -367,6 +367,7 @@ def check_every_class(counts: Int[np.ndarray, " C"], names: Sequence[str]) -> No
     if empty:
         listed = ", ".join(repr(name) for name in empty[:3]) + (", …" if len(empty) > 3 else "")
         raise DatasetError(
-            f"{len(empty):,} of {len(names):,} classes have no test rows: {listed}; expected at least "
-            "one each; choose another split with --split, or leave these classes out of the cache"
+            f"{len(empty):,} of {len(names):,} classes have no test rows: {listed}; "
+            "expected at least one each; choose another split with --split, "
+            "or leave these classes out of the cache"
         )

@@ -93,8 +93,7 @@ def unit_rows(table: caches.Table, rows: np.ndarray) -> tuple[Float[Tensor, "N V
     if bad.any():
         first = str(table.ids[rows[bad.argmax()]])
         raise Corrupt(
-            f"{table.name}: the embedding of {first!r} is not finite or is all zeros "
-            f"({bad.sum():,} such rows); expected finite numbers; "
-            f"see `spaner cache verify`, and extract the table again"
+            f"{table.name}: the embedding of {first!r} is not finite or is all zeros ({bad.sum():,} such "
+            "rows); expected finite numbers; see `spaner cache verify`, and extract the table again"
         )
     return torch.from_numpy(features / norms), torch.from_numpy(norms[..., 0])

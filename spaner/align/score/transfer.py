@@ -38,8 +38,8 @@ def transfer(runs: Mapping[str, Any], to: Sequence[caches.Cache | str | Path]) -
     """
     if not runs or not to:
         raise RunError(
-            "transfer: found no run or no cache to score on; expected one or more of each; type "
-            "`spaner transfer RUN --to CACHE`"
+            "transfer: found no run or no cache to score on; expected one or more of each; "
+            "type `spaner transfer RUN --to CACHE`"
         )
     found = []
     for name, run in runs.items():

@@ -75,7 +75,7 @@ def ablate_prompt(
     Args:
         base: settings of the reference, `recipe` among them.
         lengths: prompt lengths beside the reference's own.
-        out: folder of the cells and of ``ablation.json``; default ``ablations/<cache>``.
+        out: folder of the cells and of `ablation.json`; default `ablations/<cache>`.
 
     Raises:
         RecipeError: a method without a prompt, no seed, or a setting without meaning.
@@ -112,16 +112,17 @@ def ablate_prompt(
 def _check(reference: TrainConfig, seeds: Sequence[int]) -> None:
     if reference.method != "spaner":
         raise RecipeError(
-            f"ablate prompt: method {reference.method} has no shared prompt; expected spaner; leave "
-            "--method out"
+            f"ablate prompt: method {reference.method} has no shared prompt; expected spaner; "
+            "leave --method out"
         )
     check_named(reference, "ablate prompt")
     if not seeds:
         raise RecipeError("ablate prompt: the list for seeds is empty; give at least one value")
     if not (reference.prompt_length and reference.prompt == "shared" and reference.aligner == "attention"):
         raise RecipeError(
-            "ablate prompt: the reference has no shared, trained prompt to take away; expected "
-            "prompt_length of 1 or more, prompt=shared and aligner=attention; leave these options out"
+            "ablate prompt: the reference has no shared, trained prompt to take away; "
+            "expected prompt_length of 1 or more, prompt=shared and aligner=attention; "
+            "leave these options out"
         )
 
 

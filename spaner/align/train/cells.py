@@ -93,8 +93,8 @@ def run_cells(
             yield done or 0
     except BrokenProcessPool:
         raise RunError(
-            f"a worker process of the sweep died (out of memory?) with {workers} at work; finished cells are "
-            f"kept in {cells[0].file.parent}; run the same command again with --workers 1"
+            f"a worker process of the sweep died (out of memory?) with {workers} at work; "
+            f"finished cells are kept in {cells[0].file.parent}; run the same command again with --workers 1"
         ) from None
 
 

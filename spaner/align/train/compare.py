@@ -69,7 +69,7 @@ def compare(
 
     Args:
         methods: names of methods, recipes of SPANER, or recipe files; default all that need the cache alone.
-        out: folder of the cells; default ``compare/<cache>``; of several caches each has a folder in it.
+        out: folder of the cells; default `compare/<cache>`; of several caches each has a folder in it.
         shift: caches of shifted data with the classes of the one cache that is compared on.
         base_to_new: fit every method on the first half of the classes too, and ask it about the second.
         base: settings of all methods, such as `select`; `recipe_base`: of SPANER's recipes.
@@ -107,8 +107,8 @@ def _check_lists(lists: Mapping[str, Sequence[Any]], shift: Sequence[Path]) -> N
             raise RecipeError(f"compare: the list for {name} is empty; give at least one value")
     if shift and len(lists["cache"]) > 1:
         raise RecipeError(
-            f"compare: --shift with {len(lists['cache'])} caches; expected one, whose classes the shifted "
-            "data have; type one command for each cache"
+            f"compare: --shift with {len(lists['cache'])} caches; "
+            "expected one, whose classes the shifted data have; type one command for each cache"
         )
 
 
@@ -131,8 +131,8 @@ def entrants(names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
         else:
             nearest = registry.nearest(name, [*known, *RECIPES])
             raise RecipeError(
-                f"compare: no method or recipe {name!r}; expected some of {', '.join([*known, *RECIPES])} "
-                f"or a .toml file; did you mean {nearest}?"
+                f"compare: no method or recipe {name!r}; "
+                f"expected some of {', '.join([*known, *RECIPES])} or a .toml file; did you mean {nearest}?"
             )
     if not found:
         raise RecipeError("compare: the list for methods is empty; give at least one value")
@@ -254,7 +254,7 @@ def refused(found: Comparison) -> list[str]:
 
 
 def write(found: Comparison) -> None:
-    """Rows and cells as ``compare.json``, rows as ``compare.csv``, in the folder."""
+    """Rows and cells as `compare.json`, rows as `compare.csv`, in the folder."""
     told = {"data": found.name, "rows": found.told, "cells": found.results}
     files.write_result(found.folder / "compare.json", json.dumps(told, indent=2) + "\n")
     files.write_rows(found.folder / "compare.csv", [_flat(row) for row in found.told])

@@ -250,8 +250,8 @@ def recipe_grid(recipe: str | Path) -> dict[str, list[Any]]:
     grid = {} if str(recipe) in RECIPES else _recipe_file(str(recipe)).get("grid", {})
     if not isinstance(grid, dict) or not all(isinstance(values, list) for values in grid.values()):
         raise RecipeError(
-            f"recipe {recipe}: its [grid] is {grid!r}; expected a list for each setting; write for example "
-            "`prompt_length = [1, 2, 4]` under [grid]"
+            f"recipe {recipe}: its [grid] is {grid!r}; expected a list for each setting; "
+            "write for example `prompt_length = [1, 2, 4]` under [grid]"
         )
     return grid
 

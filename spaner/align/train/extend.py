@@ -43,13 +43,13 @@ def extend(
     replace: bool = False,
     **overrides: Any,
 ) -> Run:
-    """Let ``config.modality`` join the space of ``run``; the given run stays as it is.
+    """Let `config.modality` join the space of `run`; the given run stays as it is.
 
     Args:
-        run: a trained run that knows ``config.anchor``.
-        cache: holds ``<modality>/<split>`` and ``<anchor>/train`` of the same classes.
+        run: a trained run that knows `config.anchor`.
+        cache: holds `<modality>/<split>` and `<anchor>/train` of the same classes.
         replace: train the modality anew where the run has it already.
-        **overrides: settings by name, instead of ``config``.
+        **overrides: settings by name, instead of `config`.
 
     Returns:
         A new run with one more modality, whose last extension records what was done and both hashes.
@@ -139,8 +139,8 @@ def frozen_sha256(model: nn.Module) -> str:
 def _check_run(run: Run, config: ExtendConfig, *, replace: bool) -> None:
     if config.anchor not in run.widths:
         raise RunError(
-            f"the run has no {config.anchor} to pair {config.modality} with; it knows "
-            f"{', '.join(run.widths)}; choose one with --anchor"
+            f"the run has no {config.anchor} to pair {config.modality} with; "
+            f"it knows {', '.join(run.widths)}; choose one with --anchor"
         )
     if config.modality == config.anchor or config.modality == "text":
         raise RunError(
@@ -170,8 +170,8 @@ def _pairs(samples: Samples, pool: Samples, config: ExtendConfig, class_names: l
     if alone:
         raise CacheError(
             f"class {alone[0]!r} has {config.modality} and no {config.anchor} in the run's few-shot pool "
-            f"({len(alone)} such classes); expected at least one; extract {config.anchor}/train for these "
-            "classes"
+            f"({len(alone)} such classes); expected at least one; "
+            f"extract {config.anchor}/train for these classes"
         )
     return Pairs(
         modality=config.modality,

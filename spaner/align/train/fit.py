@@ -72,7 +72,7 @@ def train(
     """Fit, save, score, and save the scores: a failing evaluation does not lose the training.
 
     Args:
-        out: the run folder; default ``runs/<cache>-<name of the run>``.
+        out: the run folder; default `runs/<cache>-<name of the run>`.
         text_tower, pictures: see `fit`.
     """
     with opened_cache(cache) as opened:

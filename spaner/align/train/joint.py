@@ -30,8 +30,8 @@ def modalities_of(config: Any) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if len(set(names)) < max(2, len(names)):
         raise RecipeError(
-            f"modalities is {text!r}; expected two different ones or more; write for example --modalities "
-            "image,text,audio"
+            f"modalities is {text!r}; expected two different ones or more; "
+            "write for example --modalities image,text,audio"
         )
     return tuple(name for name in names if name != "text")
 
@@ -46,8 +46,9 @@ def check_named(config: Any, command: str) -> None:
     """RecipeError unless class names are trained on: `command` compares what is found by them."""
     if not reads_text(config):
         raise RecipeError(
-            f"{command}: modalities is {config.modalities!r}; expected text among them, since accuracies are "
-            "those of class names; write for example --modalities image,text,audio"
+            f"{command}: modalities is {config.modalities!r}; "
+            "expected text among them, since accuracies are those of class names; "
+            "write for example --modalities image,text,audio"
         )
 
 
@@ -80,9 +81,9 @@ def _of_one_sample(table: caches.Table, anchor: caches.Table, config: Any) -> Co
     found = np.unique(rows[rows >= 0])
     if not len(found):
         raise CacheError(
-            f"no id of {table.name} is the id of a training row of {anchor.name}: found "
-            f"{str(table.ids[0])!r} beside {str(wanted[0])!r}; expected rows of one sample "
-            "under one id; use --pair class"
+            f"no id of {table.name} is the id of a training row of {anchor.name}: "
+            f"found {str(table.ids[0])!r} beside {str(wanted[0])!r}; "
+            "expected rows of one sample under one id; use --pair class"
         )
     return Companion(samples_of(table, found, None, None), _positions(rows, found))
 
@@ -97,8 +98,8 @@ def _check_classes(samples: Samples, anchors: Samples, name: str, anchor: str, c
     if alone:
         raise CacheError(
             f"class {cache.class_names[alone[0]]!r} has {anchor} and no {name} to train with ({len(alone)} "
-            f"such classes); expected one row each at least; extract {name}/train for these classes, or pair "
-            "rows of one sample with --pair id"
+            "such classes); expected one row each at least; "
+            f"extract {name}/train for these classes, or pair rows of one sample with --pair id"
         )
 
 

@@ -87,8 +87,8 @@ class Run:
         """
         if not isinstance(self.model, Space):
             raise RunError(
-                f"method {self.config.method!r} scores classes and embeds nothing; expected a method with a "
-                "space; train a run with method=spaner"
+                f"method {self.config.method!r} scores classes and embeds nothing; "
+                "expected a method with a space; train a run with method=spaner"
             )
         if modality not in self.widths:
             raise RunError(f"the run has no aligner for {modality!r}; it knows {', '.join(self.widths)}")
@@ -137,11 +137,15 @@ class Run:
         return torch.from_numpy(np.array(features, np.float32))  # caches hand out read-only maps
 
     @property
+    def modality(self) -> str:
+        """The modality whose rows the method learned from: the first that was named."""
+        return next(iter(self.widths))
+
+    @property
     def facts_of_method(self) -> Facts:
         """What the method is rebuilt from."""
         joined = tuple(extension["config"]["modality"] for extension in self.extensions)
-        modality = next(iter(self.widths))
-        return Facts(self.class_names, modality, self.widths, self.logit_scale, joined)
+        return Facts(self.class_names, self.modality, self.widths, self.logit_scale, joined)
 
     def check(self, manifest: caches.Manifest, modality: str | None = None) -> None:
         """Mismatch, naming what differs, unless the table comes from the encoder that the run was trained
@@ -157,9 +161,8 @@ class Run:
         if differing:
             fields = "; ".join(f"{name}: run {a!r}, cache {b!r}" for name, (a, b) in differing.items())
             raise Mismatch(
-                f"{manifest.modality}/{manifest.split} was made by another encoder than the run "
-                f"was trained on ({fields}); "
-                f"extract it with the run's encoder"
+                f"{manifest.modality}/{manifest.split} was made by another encoder than the run was trained "
+                f"on ({fields}); extract it with the run's encoder"
             )
 
     @property

@@ -68,7 +68,7 @@ def scale(
             by name, up to eight.
         base: settings of all trainings, `recipe` among them.
         seeds: of draw and training, which move together.
-        out: folder of the cells and of ``scale.json``; default ``scales/<cache>``.
+        out: folder of the cells and of `scale.json`; default `scales/<cache>`.
 
     Returns:
         Rows with `modalities` (how many), `added` (the last), `way`, and pairs mean and std over seeds:
@@ -133,9 +133,9 @@ def chosen(cache: caches.Cache, modalities: Sequence[str] | None) -> list[str]:
     names = list(modalities)
     if not 2 <= len(names) <= MOST or len(set(names)) < len(names) or "text" not in names[:2]:
         raise RecipeError(
-            f"scale: modalities are {','.join(names) or 'none'}; expected two to {MOST} different ones, text "
-            "among the first two, since class names are what is asked for; write for example --modalities "
-            "image,text,audio"
+            f"scale: modalities are {','.join(names) or 'none'}; "
+            f"expected two to {MOST} different ones, text among the first two, "
+            "since class names are what is asked for; write for example --modalities image,text,audio"
         )
     for name in names:
         if name != "text" and name not in there:
@@ -157,7 +157,7 @@ class _Joint:
         if count == 2:  # what is loaded on first use is no cost of the two
             fit(self.cache, config.replace(epochs=1))
         run = fit(self.cache, config)
-        views = self.cache.table(f"{next(iter(run.widths))}/train").manifest.views
+        views = self.cache.table(f"{run.modality}/train").manifest.views
         rows = run.draw["rows"] * len(views)
         steps = config.epochs * len(batch_bounds(rows, config.batch_size))
         cost = {

@@ -71,24 +71,23 @@ def sweep(
     progress: Progress | None = None,
     towers: Towers | None = None,
 ) -> list[dict[str, Any]]:
-    """Train and score every combination of ``grid``.
+    """Train and score every combination of `grid`.
 
     Args:
         cache: a sealed cache, or its path.
-        grid: setting -> values, e.g. ``{"prompt_length": [1, 2, 4, 8], "seed": [1, 2, 3]}``.
+        grid: setting -> values, e.g. `{"prompt_length": [1, 2, 4, 8], "seed": [1, 2, 3]}`.
         base: settings that all cells share; the recipe supplies the rest.
-        out: folder for one JSON per cell; default ``sweeps/<cache name>``. Cells finished there do not run
+        out: folder for one JSON per cell; default `sweeps/<cache name>`. Cells finished there do not run
             again.
         workers: processes; default one per core on a CPU, one on a GPU.
         stack: most cells trained as one tensor program; default 1 on a CPU, 8 on a GPU. Cells are stacked
-        only
-            if they differ in settings marked `stacks`.
-        backend: joblib's backend: ``loky`` (this machine) or ``ray`` (a cluster; needs ``spaner[ray]``).
+            only if they differ in settings marked `stacks`.
+        backend: joblib's backend: `loky` (this machine) or `ray` (a cluster; needs `spaner[ray]`).
         progress: called with (cells done, cells, "cells").
         towers: builds the towers of methods that learn inside them, see `cells`.
 
     Returns:
-        One result per cell in grid order: ``config``, ``varied``, ``status`` ("ok" or "failed"), ``metrics``.
+        One result per cell in grid order: `config`, `varied`, `status` ("ok" or "failed"), `metrics`.
 
     Raises:
         RecipeError: a setting that cannot be swept, an empty list, or a value that no training would accept.
@@ -214,7 +213,7 @@ def summary(
         numbers: what to average, by name, of a cell that succeeded; default `scores`.
 
     Returns:
-        One row per combination: its settings, ``cells`` (how many succeeded), ``failed``, and for each name
+        One row per combination: its settings, `cells` (how many succeeded), `failed`, and for each name
         of `numbers` a `Number` over the cells that have it, or None where no cell has.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -250,7 +249,7 @@ def scores(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """All cells as ``sweep.json`` and ``sweep.csv`` in ``folder``."""
+    """All cells as `sweep.json` and `sweep.csv` in `folder`."""
     files.write_result(folder / "sweep.json", json.dumps(list(results), indent=2))
     rows = [
         {**r["varied"], "status": r["status"], **(scores(r) if r["status"] == "ok" else {})} for r in results

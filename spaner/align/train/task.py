@@ -101,8 +101,7 @@ def scale_of(config: TrainConfig, encoders: Mapping[str, caches.EncoderSpec]) ->
     scale = next((spec.logit_scale for spec in encoders.values() if spec.logit_scale), None)
     if scale is None:
         raise RecipeError(
-            f"logit_scale is auto, and the encoder {next(iter(encoders.values())).name!r} of the cache "
-            f"has no scale of its own; "
-            f"pass a number, for example --logit-scale 100"
+            f"logit_scale is auto, and the encoder {next(iter(encoders.values())).name!r} of the cache has "
+            "no scale of its own; pass a number, for example --logit-scale 100"
         )
     return float(scale)

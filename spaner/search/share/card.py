@@ -58,8 +58,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     config = result["config"]
     how = f"recipe {config['recipe']}" if config["method"] == "spaner" else f"method {config['method']}"
     return (
-        f"A {how} run over frozen encoders ({modalities}), trained by spaner "
-        f"{result['versions']['spaner']} and described by spaner {__version__}.{made_up}"
+        f"A {how} run over frozen encoders ({modalities}), "
+        f"trained by spaner {result['versions']['spaner']} and described by spaner {__version__}.{made_up}"
     )
 
 
@@ -88,8 +88,8 @@ def _encoders(result: Mapping[str, Any]) -> str:
 def _results(metrics: Mapping[str, Any]) -> str:
     tested, rows = metrics["tested"], metrics["rows"]
     lines = [
-        f"{rows:,} rows of {_plain(tested['table'])} of {_plain(tested['dataset'])}, chance "
-        f"{100 * metrics['chance']:.1f} %.",
+        f"{rows:,} rows of {_plain(tested['table'])} of {_plain(tested['dataset'])}, "
+        f"chance {100 * metrics['chance']:.1f} %.",
         "",
     ]
     if metrics["text"] is None:
