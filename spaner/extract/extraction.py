@@ -67,6 +67,8 @@ def notes_of(dataset: Dataset, tables: list[TablePlan], towers: dict[str, Encode
     plans = [table for table in tables if table.modality == "text"]
     names = dataset.class_names
     cut = [texts.check_cut(towers["text"], names, plan.views, plan.name) for plan in plans]
+    said = [table for table in tables if table.modality == captions.MODALITY]
+    cut += [texts.cut_captions(towers[plan.modality], plan.source, plan.name) for plan in said]
     return told + [note for notes in cut for note in notes]
 
 

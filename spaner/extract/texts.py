@@ -109,6 +109,16 @@ def check_cut(encoder: Encoder, class_names: list[str], views: Sequence[str], ta
     return [f"{table}: {count:,} strings longer than the encoder reads are cut, first {_short(first)}"]
 
 
+def cut_captions(encoder: Encoder, said: Split, table: str) -> list[str]:
+    """What to say about captions that have more tokens than the encoder reads; nothing where all fit."""
+    cuts = getattr(encoder, "cuts", None)
+    found = [] if cuts is None else [key for key in said.ids if cuts(said.open(key))]
+    if not found:
+        return []
+    of = f"{len(found):,} of {len(said):,} captions longer than the encoder reads are cut"
+    return [f"{table}: {of}, first {found[0]}: {_short(said.open(found[0]))}"]
+
+
 def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:60]} … {text[-15:]}")
 

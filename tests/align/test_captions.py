@@ -7,21 +7,29 @@ else, so that many images share a caption and no method can be sure of one.
 import csv
 import itertools
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import spaner.cache
+from spaner.align.methods import loop
 from spaner.align.score.captions import caption_retrieval
 from spaner.align.score.evaluate import Frozen
-from spaner.align.train.fit import fit
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit, scored
+from spaner.align.train.task import task
 from spaner.errors import CacheError, DatasetError, Mismatch
+from spaner.extract import texts
 from spaner.extract.datasets import digits
-from spaner.extract.datasets.dataset import read
+from spaner.extract.datasets.dataset import Split, read
 from tests.conftest import Outcome, made_up_spec
 
 WORDINGS = ("a photo of the number {}.", "a {} in white ink", "{}, drawn by hand", "the digit {}")
@@ -184,6 +192,71 @@ def test_a_run_scores_captions_as_texts(cache: Path, tmp_path: Path) -> None:
         caption_retrieval(run, opened, "image/test")
 
 
+def test_captions_train_beside_images_and_names_by_id(cache: Path) -> None:
+    """A sample's caption is one of its own, by lot, and each gets its turn."""
+    config = TrainConfig(modalities="image,text,caption", pair="id")
+    with spaner.cache.open(cache) as opened:
+        material = task(opened, config)
+        said, images = opened.table("caption/train"), opened.table("image/train")
+        x = F.normalize(torch.from_numpy(said.read()[:, 0].astype(np.float32)), dim=1)
+        own = {str(name): [] for name in images.ids}
+        for row, name in zip(x, said.ids, strict=True):
+            own[str(name).split("#")[0]].append(row)
+    (pool,) = loop.pairs_of(material).others
+    generator, seen = torch.Generator().manual_seed(0), {name: set() for name in own}
+    for _ in range(30):
+        drawn = pool.rows()[pool.partners(generator)]
+        for name, row in zip(np.repeat(images.ids, 2), drawn, strict=True):
+            near = [float((row - each).norm()) for each in own[str(name)]]
+            assert min(near) < 1e-5
+            seen[str(name)].add(int(np.argmin(near)))
+    distinct = {name: len({tuple(row.tolist()) for row in rows}) for name, rows in own.items()}
+    assert {name: len(each) for name, each in seen.items()} == distinct
+    run = fit(cache, config.replace(epochs=3, batch_size=8))
+    with spaner.cache.open(cache) as opened:
+        metrics = scored(run, opened)
+    assert {pair["query"] for pair in metrics["modalities"]["pairs"]} == {"image", "text", "caption"}
+    assert metrics["captions"]["image_to_caption"]["queries"] == 20
+
+
+def test_captions_that_the_encoder_cuts_are_counted_and_named() -> None:
+    class Short:
+        def cuts(self, text: str) -> bool:
+            return len(text.split()) > 3
+
+    said = {"a.png#0": "one two three", "a.png#1": "one two three four", "b.png#0": "a b c d e"}
+    split: Any = Split(list(said), np.zeros(3, np.int32), said.__getitem__)
+    told: Any = Short()
+    assert texts.cut_captions(told, split, "caption/train") == [
+        "caption/train: 2 of 3 captions longer than the encoder reads are cut, first a.png#1: "
+        "'one two three four'"
+    ]
+    told.cuts = lambda text: False
+    assert texts.cut_captions(told, split, "caption/train") == []
+
+
+def caption_commands() -> list[str]:
+    """What README tells to type about captions."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    return [line[2:] for line in readme.splitlines() if line.startswith("$ spaner") and "caption" in line]
+
+
+def test_the_commands_of_the_readme(
+    listed: Path, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As written, in a folder with such a list, but for the encoder, since CLIP's weights are not here."""
+    shutil.copytree(listed.parent, tmp_path / "here", ignore=shutil.ignore_patterns("cache"))
+    (tmp_path / "here" / "list.csv").rename(tmp_path / "here" / "captions.csv")
+    monkeypatch.chdir(tmp_path / "here")
+    extract, train = caption_commands()
+    assert "--caption-column" in extract
+    done = cli(*shlex.split(extract)[1:], "--encoder", "digits")
+    assert done.status == 0, done.err
+    done = cli(*shlex.split(train)[1:], "--epochs", 1, "--batch-size", 8)
+    assert done.status == 0, done.err
+    assert "image, caption" in done.out
+
+
 def test_from_a_list_to_recall(
     listed: Path, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,3 +279,8 @@ def test_from_a_list_to_recall(
     assert "image, caption" in done.out
     assert "semantic" not in done.out
     assert cli("cache", "verify", "cache/plain").status == 0
+    joint = ("--modalities", "image,caption", "--pair", "id", "--epochs", 1, "--batch-size", 8)
+    done = cli("train", "--cache", "cache/plain", *joint, "--out", "runs/plain")
+    assert done.status == 0, done.err
+    assert "no text was trained" in done.out
+    assert "caption, image" in done.out

@@ -106,11 +106,10 @@ def pairs_of(task: Task) -> Pairs:
 
 
 def _pool(modality: str, companion: Companion, task: Task) -> Pool:
-    """All views of a sample's own row, or of every row of its class."""
+    """All views of a sample's own rows, or of every row of its class."""
     rows, views = companion.samples, companion.samples.x.shape[1]
-    if companion.row is not None:
-        count = torch.where(companion.row >= 0, views, 0)
-        x, start = rows.x, companion.row * views
+    if companion.start is not None and companion.count is not None:
+        x, start, count = rows.x, companion.start * views, companion.count * views
     else:
         x, of_class = rows.x[rows.labels.argsort(stable=True)], torch.bincount(rows.labels) * views
         count, start = of_class[task.labels], (of_class.cumsum(0) - of_class)[task.labels]

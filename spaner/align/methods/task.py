@@ -81,11 +81,13 @@ class Query:
 class Companion:
     """Rows of a further modality, for joint training.
 
-    `row` is the row of each training sample, -1 where it is missing; None: any row of the sample's class.
+    Training sample i has the rows ``samples.x[start[i] : start[i] + count[i]]``, none where it lacks the
+    modality; with `start` and `count` None it has every row of its class.
     """
 
     samples: Samples
-    row: Int[Tensor, " N"] | None = None
+    start: Int[Tensor, " N"] | None = None
+    count: Int[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)

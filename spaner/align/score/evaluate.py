@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner import cache as caches
-from spaner.align.score import calibration, metrics, negation, pairs, retrieval
+from spaner.align.score import calibration, captions, metrics, negation, pairs, retrieval
 from spaner.align.score.adapted import scored_table
 from spaner.align.score.captions import caption_retrieval
 from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
@@ -83,7 +83,9 @@ def evaluate(
         for needed in (name, *(asking(opened).values() if named else ())):
             run.check(opened.table(needed).manifest)
         if not named:
-            return {**_result({}, opened, name), "zero_shot": None}
+            said = caption_retrieval(run, opened, name) if captions.MODALITY in run.widths else None
+            told = {} if said is None else {"captions": said}
+            return {**_result({}, opened, name), "zero_shot": None, **told}
         found = matches(run, opened, name)
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
         result |= _beside_classes(run, opened, name)
@@ -291,7 +293,7 @@ def _result(found: dict[str, metrics.Match], cache: caches.Cache, name: str) -> 
         **scores,
         "gap": None if semantic is None else text["accuracy"] - semantic["accuracy"],
         "chance": metrics.chance(len(cache.class_names)),
-        "ceiling": metrics.ceiling(labels, cache.class_names),
+        "ceiling": metrics.ceiling(labels, cache.class_names) if found else None,
         "rows": len(labels),
         "failed": table.rows - len(labels),
         "tested": {

@@ -83,13 +83,15 @@ def train(
 
 
 def scored(run: Run, cache: caches.Cache, split: str | None = None) -> dict[str, Any]:
-    """`evaluate`, and for a run of three modalities or without text `evaluate_modalities` as "modalities".
+    """`evaluate`, and for a run of three modalities or without text `evaluate_modalities` as "modalities",
+    where there are classes by which they may find each other.
 
     Raises:
         As the two.
     """
     metrics = evaluate(run, cache, split)
-    if len(run.widths) > 2 or not asks_by_name(run):
+    many = len(run.widths) > 2 or not asks_by_name(run)
+    if many and len(set(cache.class_names)) > 1:
         metrics["modalities"] = evaluate_modalities(run, cache, trained_together(run))
     return metrics
 

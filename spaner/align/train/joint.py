@@ -1,7 +1,7 @@
 """Joint training: which modalities, and which of their rows belong to a sample.
 
 `--modalities image,text,audio` trains three at once. The first that is not text gives the samples; text gives
-every class its names; a further modality gives each sample a row of its class, or with `--pair id` the row of
+every class its names; a further modality gives each sample a row of its class, or with `--pair id` a row of
 its own id, if it has one. Reads `<modality>/train` of each and never a test row.
 """
 
@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from spaner import cache as caches
 from spaner.align.methods.task import Companion, Samples
@@ -74,23 +72,22 @@ def companions(
 
 
 def _of_one_sample(table: caches.Table, anchor: caches.Table, config: Any) -> Companion:
-    """The rows whose id a training sample has; -1 for samples without one."""
-    wanted = anchor.ids[good_rows(anchor, config.shots, config.draw_seed)]
-    places = {str(name): row for row, name in enumerate(table.ids) if table.ok[row]}
-    rows = np.array([places.get(str(name), -1) for name in wanted])
-    found = np.unique(rows[rows >= 0])
+    """The rows of each training sample: that of its id, or several, SAMPLE#0, SAMPLE#1 … as captions are."""
+    wanted = anchor.ids[good_rows(anchor, config.shots, config.draw_seed)].tolist()
+    own: dict[str, list[int]] = {name: [] for name in wanted}
+    for row, name in enumerate(table.ids.tolist()):
+        sample = name if name in own else name.rpartition("#")[0]
+        if table.ok[row] and sample in own:
+            own[sample].append(row)
+    found = np.array([row for rows in own.values() for row in rows], np.int64)
     if not len(found):
         raise CacheError(
             f"no id of {table.name} is the id of a training row of {anchor.name}: "
             f"found {str(table.ids[0])!r} beside {str(wanted[0])!r}; "
             "expected rows of one sample under one id; use --pair class"
         )
-    return Companion(samples_of(table, found, None, None), _positions(rows, found))
-
-
-def _positions(rows: Int[np.ndarray, " N"], found: Int[np.ndarray, " K"]) -> Int[Tensor, " N"]:
-    """Where each row stands among those that were found; -1 stays."""
-    return torch.from_numpy(np.where(rows >= 0, np.searchsorted(found, rows), -1))
+    count = torch.tensor([len(own[name]) for name in wanted])
+    return Companion(samples_of(table, found, None, None), count.cumsum(0) - count, count)
 
 
 def _check_classes(samples: Samples, anchors: Samples, name: str, anchor: str, cache: caches.Cache) -> None:
