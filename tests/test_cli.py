@@ -207,12 +207,12 @@ def test_the_same_bits_twice(cli: Cli, toy_cache: Path) -> None:
 # --- cache ---
 
 
-def test_cache_info_verify_convert_export(cli: Cli, toy_cache: Path) -> None:
+def test_cache_info_verify_copy_export(cli: Cli, toy_cache: Path) -> None:
     info = cli("cache", "info", toy_cache)
     assert "image/train" in info.out
     assert "SYNTHETIC" in info.out
     assert "every byte as it was sealed" in cli("cache", "verify", toy_cache).out
-    assert cli("cache", "convert", toy_cache, "copy.h5").status == 0
+    assert cli("cache", "copy", toy_cache, "copy.h5").status == 0
     facts = [json.loads(cli("cache", "info", path, "--json").out) for path in (toy_cache, "copy.h5")]
     assert facts[0] == facts[1]
     assert cli("cache", "export", "copy.h5", "exported").status == 0
@@ -256,7 +256,7 @@ def test_verify_finds_a_flipped_bit_and_says_what_to_type(cli: Cli, toy_cache: P
         (["eval", "--run", "nowhere", "--cache", "TOY"], "no run folder at nowhere"),
         (["eval", "--run", "TOY", "--cache", "TOY"], "is not a run folder"),
         (["cache", "info", "nowhere"], "no cache at nowhere"),
-        (["cache", "convert", "TOY", "TOY"], "exists"),
+        (["cache", "copy", "TOY", "TOY"], "give a new place for the copy"),
     ],
 )
 def test_a_mistake_ends_in_one_line(cli: Cli, toy_cache: Path, words: list[str], said: str) -> None:

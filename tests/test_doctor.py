@@ -87,7 +87,7 @@ def test_caches_sealed_unfinished_and_damaged(here: Path) -> None:
         shutil.copytree("cache/toy", f"cache/{name}")
     flip(Path("cache/flipped"))
     unfinish(Path("cache/begun"))
-    spaner.cache.convert(Path("cache/toy"), Path("cache/toy.h5"))
+    spaner.cache.copy(Path("cache/toy"), Path("cache/toy.h5"))
     Path("cache/notes").mkdir()
     found = {each.path.name: each for each in survey(Path("cache"))}
     assert list(found) == ["begun", "flipped", "toy", "toy.h5"]

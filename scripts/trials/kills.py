@@ -1,4 +1,4 @@
-"""`kill -9` at a random moment of extracting, repairing, converting, training, sweeping; then again."""
+"""`kill -9` at a random moment of extracting, repairing, copying, training, sweeping; then again."""
 
 import random
 import shutil
@@ -57,9 +57,8 @@ def works(folder: Path, given: dict[str, Any]) -> dict[str, Work]:
     def mend(place: Path) -> None:
         repair(place / "cache", dataset=given["dataset"], model=given["model"], pretrained="random")
 
-    def converted(place: Path) -> None:
-        if not (place / "other.h5").exists():  # a conversion goes into a new name
-            spaner.cache.convert(made, place / "other.h5")
+    def copied(place: Path) -> None:
+        spaner.cache.copy(made, place / "other.h5")
 
     def trained(place: Path) -> None:
         fit.fit(made, **config).save(place / "run")
@@ -72,7 +71,7 @@ def works(folder: Path, given: dict[str, Any]) -> dict[str, Work]:
         "kill -9 while extracting (Zarr)": extracted("cache"),
         "kill -9 while extracting (HDF5)": extracted("cache.h5"),
         "kill -9 while repairing": Work(damaged, mend, whole),
-        "kill -9 while converting": Work(lambda place: None, converted, visible),
+        "kill -9 while copying": Work(lambda place: None, copied, whole),
         "kill -9 while training": Work(lambda place: None, trained, tensors),
         "kill -9 while sweeping": Work(lambda place: None, swept, numbers),
     }
@@ -81,11 +80,6 @@ def works(folder: Path, given: dict[str, Any]) -> dict[str, Work]:
 def whole(place: Path) -> dict[str, bytes]:
     """Every byte, of hidden files too."""
     return bytes_of(place)
-
-
-def visible(place: Path) -> dict[str, bytes]:
-    """The result alone: nobody comes back to a conversion that was through, to remove its lock file."""
-    return {name: data for name, data in bytes_of(place).items() if name[0] != "."}
 
 
 def tensors(place: Path) -> dict[str, bytes]:

@@ -7,8 +7,9 @@ table.read(table.draw(shots=16, seed=1))        # (32, 1, D), as it was added
 """
 
 from spaner.cache.cache import Cache, create, open
-from spaner.cache.convert import convert, export
+from spaner.cache.copying import copy
 from spaner.cache.draws import VAL_SHOTS, few_shot, few_shot_splits, read_draw
+from spaner.cache.export import export
 from spaner.cache.layout import drawn_sha256, ids_sha256
 from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.cache.table import Table
@@ -23,7 +24,7 @@ __all__ = [
     "Problem",
     "Table",
     "Writer",
-    "convert",
+    "copy",
     "create",
     "default_chunk_rows",
     "drawn_sha256",

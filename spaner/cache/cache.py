@@ -48,11 +48,11 @@ def open(path: str | Path) -> "Cache":
     return cache
 
 
-def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache":
+def create(path: str | Path, dataset: str, class_names: Sequence[str], *, schema: str = SCHEMA) -> "Cache":
     """Open a cache for writing, making it if it is not there. A name ending in .h5 or .hdf5 asks for HDF5.
 
-    A cache of an earlier schema is continued in that schema. Damaged metadata of the cache itself are made
-    anew; its `notes` say so.
+    A cache of an earlier schema is continued in that schema, whatever `schema` a new one is to have. Damaged
+    metadata of the cache itself are made anew; its `notes` say so.
 
     Raises:
         Mismatch: a cache of another dataset or other classes is there.
@@ -68,12 +68,12 @@ def create(path: str | Path, dataset: str, class_names: Sequence[str]) -> "Cache
     staging = ZarrStore(parts_of(path) if hdf5 else path)
     with root_lock(path):
         started = not hdf5 or staging.path.is_dir()
-        notes = root.ensure(staging, dataset, names) if started else []
+        notes = root.ensure(staging, dataset, names, schema) if started else []
         stores = stores_at(path) if started or path.exists() else []
     for store in stores:
         root.refuse_other(store, dataset, names)
     others: list[Store] = [store for store in stores if store.path != staging.path]
-    attributes = stores[0].attributes() if stores else root.attributes(SCHEMA, dataset, names)
+    attributes = stores[0].attributes() if stores else root.attributes(schema, dataset, names)
     cache = Cache(path, [staging, *others], attributes, staging)
     cache.notes += notes
     return cache
@@ -103,6 +103,11 @@ class Cache:
         self._kept: dict[str, list[Lock | Claim]] = {}  # being written; in HDF5, until they are published
 
     # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def schema(self) -> str:
+        """Of the format, e.g. "spaner-cache/2"."""
+        return self._attributes["schema"]
 
     def tables(self) -> list[str]:
         """Names "modality/split" of the sealed tables (and of damaged ones, which `table` refuses)."""

@@ -107,6 +107,15 @@ class Table:
             rows = np.arange(start, stop, step)
         return self._gather(self._positions(np.asarray(rows)))
 
+    def stored(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows [start, stop) array by array as they are stored, failed ones too: what checksums are taken of.
+
+        Raises:
+            Corrupt: a file is missing or short, or what is read differs from its seal.
+        """
+        arrays = integrity.checked_arrays(self.manifest.schema)
+        return {name: self._arrays.rows(name, start, stop) for name in arrays}
+
     def stream(self, block: int | None = None) -> Iterator[tuple[slice, Float[np.ndarray, "n V D"]]]:
         """All rows in order, `block` at a time (default: a chunk, which needs no copy)."""
         step = block or self.manifest.chunk

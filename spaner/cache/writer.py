@@ -9,7 +9,7 @@ Several processes may fill one table, worker r of W taking chunks r, r + W, …;
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -98,8 +98,7 @@ class Writer:
             Corrupt: a row that should be ok holds NaN or infinity.
             CacheError: the chunk is not pending, wrong shape or status, or the disk is full.
         """
-        if chunk not in self.pending:
-            raise CacheError(f"chunk {chunk} of {self._table} is not waiting to be written; reset it first")
+        self._refuse_written(chunk)
         reasons = reasons or {}
         rows = self._cast(chunk, features)
         status = self._statuses(len(rows), status, reasons)
@@ -108,13 +107,25 @@ class Writer:
         reason = np.zeros((len(rows), REASON_BYTES), np.uint8)
         for row in np.flatnonzero(status == FAILED):
             reason[row] = pack_reason(reasons.get(int(row), ""))
-        self._store.clear_chunk(self._table, "done", chunk)
         stat = np.zeros((len(rows), 3), np.int64) if stat is None else np.asarray(stat, np.int64)
         self._put(chunk, {"features": rows, "status": status, "reason": reason, "stat": stat})
-        self.pending = [other for other in self.pending if other != chunk]
+
+    def take(self, chunk: int, stored: Mapping[str, np.ndarray]) -> None:
+        """Store one pending chunk bit by bit as its rows are stored elsewhere, see `Table.stored`.
+
+        Raises:
+            CacheError: the chunk is not pending, wrong shape, or the disk is full.
+        """
+        self._refuse_written(chunk)
+        self._put(chunk, dict(stored) | {"features": self._cast(chunk, stored["features"])})
+
+    def _refuse_written(self, chunk: int) -> None:
+        if chunk not in self.pending:
+            raise CacheError(f"chunk {chunk} of {self._table} is not waiting to be written; reset it first")
 
     def _put(self, chunk: int, arrays: dict[str, np.ndarray]) -> None:
         store, table = self._store, self._table
+        store.clear_chunk(table, "done", chunk)
         parts = {name: arrays[name] for name in integrity.checked_arrays(self.manifest.schema)}
         made = []
         for name, rows in parts.items():
@@ -126,6 +137,7 @@ class Writer:
         self._bytes += arrays["features"].nbytes
         if self._bytes >= BATCH_BYTES or time.monotonic() - self._settled >= BATCH_SECONDS:
             self._settle()
+        self.pending = [other for other in self.pending if other != chunk]
 
     def _settle(self) -> None:
         """Wait for the rows written so far, then say that they are done."""

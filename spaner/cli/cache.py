@@ -1,4 +1,4 @@
-"""`spaner cache`: look at, check, mend, convert and export a cache."""
+"""`spaner cache`: look at, check, mend, copy and export a cache."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from spaner.cli import console
 from spaner.errors import Corrupt, Unsealed
 
-app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, convert and export a cache.")
+app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, copy and export a cache.")
 
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A Zarr directory or an .h5 file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
@@ -162,18 +162,21 @@ def repair(
 
 
 @app.command()
-def convert(
+def copy(
     source: CachePath,
-    target: Annotated[Path, typer.Argument(help="New cache: .h5 for HDF5, otherwise a Zarr directory.")],
+    target: Annotated[Path, typer.Argument(help="New place: .h5 for HDF5, otherwise a Zarr directory.")],
 ) -> None:
-    """Copy a cache losslessly between Zarr and HDF5.
+    """Copy a cache, every chunk checked, also into the other format. The same command continues a copy.
 
-    Example: `spaner cache convert cache/digits cache/digits.h5`
+    Example: `spaner cache copy cache/digits cache/digits.h5`
     """
     import spaner.cache
 
-    spaner.cache.convert(source, target)
-    console.say(f"{target}: converted from {source}")
+    with console.progress() as progress:
+        notes = spaner.cache.copy(source, target, progress)
+    for line in notes:
+        console.note(line)
+    console.say(f"{target}: a copy of {source}")
 
 
 @app.command()

@@ -2,10 +2,12 @@
 
     python killed.py FOLDER cache|cache.h5 every STRIDE   die at every STRIDE-th file operation, once each
     python killed.py FOLDER cache|cache.h5 random COUNT   die COUNT times at random, some in one cache
+    … copy                                                copy a cache instead of making one
 
 Children are forked, so that each costs milliseconds. To die at a file operation a child counts the
 interpreter's own audit events; to die at a random time it is killed from outside, inside HDF5's writes too.
-Prints how many were killed; exits with status 1 and the difference if a continued cache is not bit-identical.
+Prints how many were killed; exits with status 1 and the difference if a continued cache is not bit-identical,
+or if half a copy looks like a whole one.
 """
 
 import os
@@ -19,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from spaner import cache
+from spaner.errors import SpanerError
 
 ROWS, CHUNK, DIM = 31, 7, 13
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "fcntl.flock"}
@@ -53,14 +56,34 @@ def work(path: Path) -> None:
         made.add("text", "vanilla", features[:3, 0], labels[:3], encoder="toy")
 
 
-def run(path: Path, die_at: int | None = None, after: float | None = None) -> bool:
+def copied(path: Path) -> None:
+    """What `spaner cache copy` does, from a cache of the other format."""
+    source = path.parent.parent / ("source" if path.suffix else "source.h5")
+    cache.copy(source, path)
+
+
+def refuse_half(path: Path) -> None:
+    """Exit if a copy that was killed looks finished and is not."""
+    try:
+        with cache.open(path) as opened:
+            if len(opened.tables()) == 2 or opened.verify():
+                return
+    except SpanerError:
+        return
+    raise SystemExit(f"half a copy looks finished: {path}")
+
+
+WORK = {"make": work, "copy": copied}
+
+
+def run(path: Path, what: str, die_at: int | None = None, after: float | None = None) -> bool:
     """Work in a forked child; True if it was killed."""
     child = os.fork()
     if not child:
         try:
             if die_at is not None:
                 die_at_operation(die_at)
-            work(path)
+            WORK[what](path)
         except BaseException as error:
             print(f"child failed: {type(error).__name__}: {error}", flush=True)
             os._exit(3)
@@ -71,6 +94,8 @@ def run(path: Path, die_at: int | None = None, after: float | None = None) -> bo
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise SystemExit("a continued run failed")
+    if what == "copy":
+        refuse_half(path)
     return os.WIFSIGNALED(status)
 
 
@@ -98,34 +123,37 @@ def compare(folder: Path, expected: dict[str, bytes], when: str) -> None:
         raise SystemExit(f"killed {when}: {sorted(wrong)} differ from an undisturbed run")
 
 
-def main(folder: Path, name: str, mode: str, number: int) -> int:
+def main(folder: Path, name: str, mode: str, number: int, what: str = "make") -> int:
     whole, broken = folder / "whole", folder / "broken"
     whole.mkdir(parents=True)
+    if what == "copy":
+        for source in ("source", "source.h5"):
+            work(folder / source)
     started = time.perf_counter()
-    run(whole / name)
+    run(whole / name, what)
     lasted = time.perf_counter() - started
     expected, killed = contents(whole), 0
     if mode == "every":
         operation = 0
         while True:
             broken.mkdir()
-            if not run(broken / name, die_at=operation):
+            if not run(broken / name, what, die_at=operation):
                 return killed
-            run(broken / name, die_at=operation // 2)  # and the continuation too, somewhere else
-            run(broken / name)
+            run(broken / name, what, die_at=operation // 2)  # and the continuation too, somewhere else
+            run(broken / name, what)
             compare(broken, expected, f"at file operation {operation}")
             shutil.rmtree(broken)
             killed, operation = killed + 1, operation + number
     draw = random.Random(name)
     for attempt in range(number):
         broken.mkdir(exist_ok=True)
-        killed += run(broken / name, after=draw.uniform(0, lasted * 1.2))
+        killed += run(broken / name, what, after=draw.uniform(0, lasted * 1.2))
         if attempt % 4 == 3:
-            run(broken / name)
+            run(broken / name, what)
             compare(broken, expected, f"{attempt % 4 + 1} times at random")
             shutil.rmtree(broken)
     return killed
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    print(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), *sys.argv[5:]))

@@ -33,7 +33,19 @@ def test_killed_at_random_moments(tmp_path: Path, name: str):
     assert killed(tmp_path / "work", name, "random", "8") >= 1
 
 
+@pytest.mark.parametrize(("name", "least"), [("cache", 3), ("cache.h5", 4)])
+def test_a_killed_copy_continues_and_never_looks_finished(tmp_path: Path, name: str, least: int):
+    assert killed(tmp_path / "work", name, "every", "131", "copy") >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cache", "cache.h5"])
+def test_a_copy_killed_at_random_moments(tmp_path: Path, name: str):
+    assert killed(tmp_path / "work", name, "random", "8", "copy") >= 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("cache", 250), ("cache.h5", 400)])
-def test_killed_at_every_single_file_operation(tmp_path: Path, name: str, least: int):
-    assert killed(tmp_path / "work", name, "every", "1") >= least
+@pytest.mark.parametrize("what", ["make", "copy"])
+def test_killed_at_every_single_file_operation(tmp_path: Path, name: str, least: int, what: str):
+    assert killed(tmp_path / "work", name, "every", "1", what) >= least

@@ -208,7 +208,7 @@ def test_a_flipped_row_of_an_hdf5_file_is_repaired(
     cache: Path, source: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "c.h5"
-    spaner.cache.convert(cache, file)
+    spaner.cache.copy(cache, file)
     whole = file.read_bytes()
     with spaner.cache.open(cache) as opened:
         row = opened.table("image/train").read(np.array([4])).tobytes()
@@ -227,7 +227,7 @@ def test_a_truncated_hdf5_file_is_replaced_as_the_line_says(
     cache: Path, source: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "c.h5"
-    spaner.cache.convert(cache, file)
+    spaner.cache.copy(cache, file)
     whole = file.read_bytes()
     file.write_bytes(whole[:-4_000])
     again: dict[str, Any] = {"cache": file, "shots": (2,), "templates": ("mined",), "chunk_rows": 4} | source
