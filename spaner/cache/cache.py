@@ -19,7 +19,7 @@ from spaner.cache.claim import Claim
 from spaner.cache.layout import Store
 from spaner.cache.lock import Lock
 from spaner.cache.manifest import SCHEMA, SCHEMAS, EncoderSpec, Manifest
-from spaner.cache.opening import parts_of, stores_at
+from spaner.cache.opening import local, parts_of, stores_at
 from spaner.cache.publish import publish, root_lock, table_lock
 from spaner.cache.root import Attributes
 from spaner.cache.table import Table
@@ -37,7 +37,7 @@ def open(path: str | Path) -> "Cache":
         Unsealed: it holds only tables whose extraction has not finished.
         Corrupt: its metadata are damaged or the file is truncated.
     """
-    path = Path(path)
+    path = local(path)
     stores = stores_at(path)
     cache = Cache(path, stores, stores[0].attributes())
     if not cache.tables():
@@ -58,7 +58,7 @@ def create(path: str | Path, dataset: str, class_names: Sequence[str], *, schema
         Mismatch: a cache of another dataset or other classes is there.
         CacheError: something else is there, or the place cannot be written.
     """
-    path, names = Path(path), list(class_names)
+    path, names = local(path), list(class_names)
     hdf5 = hdf5_store.is_hdf5(path)
     if path.exists() and path.is_dir() == hdf5:
         raise CacheError(

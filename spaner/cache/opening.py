@@ -1,5 +1,6 @@
 """From a path to its stores: which format it is, and what to say when it is not a cache."""
 
+import re
 from pathlib import Path
 
 from spaner.cache import root
@@ -8,6 +9,22 @@ from spaner.cache.layout import Store
 from spaner.cache.manifest import SCHEMA, SCHEMAS
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt
+
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/")
+
+
+def local(path: str | Path) -> Path:
+    """The path, unless it is an address.
+
+    Raises:
+        CacheError: it is one, such as s3://bucket/cache, which a path would take for a folder named "s3:".
+    """
+    if found := ADDRESS.match(str(path)):
+        raise CacheError(
+            f"{path} is an address ({found[1]}:), and caches lie in folders or .h5 files of this machine; "
+            "mount it, or copy the cache here first, and give the path"
+        )
+    return Path(path)
 
 
 def parts_of(path: Path) -> Path:
