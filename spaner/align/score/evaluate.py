@@ -83,9 +83,7 @@ def evaluate(
         for needed in (name, *(asking(opened).values() if named else ())):
             run.check(opened.table(needed).manifest)
         if not named:
-            said = caption_retrieval(run, opened, name) if captions.MODALITY in run.widths else None
-            told = {} if said is None else {"captions": said}
-            return {**_result({}, opened, name), "zero_shot": None, **told}
+            return {**_result({}, opened, name), "zero_shot": None, **_beside_classes(run, opened, name)}
         found = matches(run, opened, name)
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
         result |= _beside_classes(run, opened, name)
@@ -114,7 +112,9 @@ def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dic
 
 def _beside_classes(space: Any, cache: caches.Cache, name: str) -> dict[str, Any]:
     """What captions and negated forms say, where there are any."""
-    found = {"captions": caption_retrieval(space, cache, name), "negation": negation_of(space, cache, name)}
+    named = "text" in getattr(space, "widths", ("text",))
+    said = caption_retrieval(space, cache, name) if named or captions.MODALITY in space.widths else None
+    found = {"captions": said, "negation": negation_of(space, cache, name) if named else None}
     return {key: value for key, value in found.items() if value is not None}
 
 
