@@ -183,7 +183,7 @@ def _create(file: Path, content: bytes) -> None:
 
 def _overwrite(file: Path, content: bytes) -> None:
     """In place and of one length, so that a reader sees the one beat or the other."""
-    handle = os.open(file, os.O_WRONLY)
+    handle = os.open(file, os.O_WRONLY | os.O_NOFOLLOW)  # who can write here could have put a link there
     try:
         os.pwrite(handle, content, 0)
         os.fsync(handle)

@@ -6,8 +6,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spaner.cache import files
 from spaner.cache.cache import Cache
 from spaner.cache.table import Table
@@ -30,7 +28,7 @@ def export(cache: Cache, folder: str | Path) -> list[Path]:
 
 def _features(table: Table, path: Path) -> Path:
     shape = (table.rows, len(table.views), table.dim)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=table.manifest.dtype, shape=shape)
+    out = files.open_array(path, table.manifest.dtype, shape)
     for rows, block in table.stream():
         out[rows] = block
     out.flush()

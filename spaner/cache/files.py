@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spaner.errors import CacheError, RunError, SpanerError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -87,6 +89,21 @@ def _write(
                 os.fsync(stream.fileno())
         if durable:
             _sync(path.parent)
+
+
+def open_array(path: Path, dtype: str | type, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file to be filled through memory.
+
+    Its room on the disk is taken first: a page that finds none later would end the process with a signal.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def write_result(path: Path, text: str) -> None:

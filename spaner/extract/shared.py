@@ -24,7 +24,7 @@ from spaner.cache.claim import Claim
 from spaner.cache.layout import unpack
 from spaner.cache.lock import Lock, hold, lock_path
 from spaner.cache.publish import root_lock
-from spaner.errors import Busy, Mismatch
+from spaner.errors import Busy, CacheError, Mismatch
 from spaner.extract import texts
 from spaner.extract.config import ExtractConfig
 from spaner.extract.datasets.audio import audio_split
@@ -170,7 +170,7 @@ def prepared(config: ExtractConfig, parts: int, dataset: Dataset | None = None) 
     file = plan_path(config.cache)
     if config.overwrite or not file.is_file():
         return _planned(config, parts, dataset)
-    told = json.loads(file.read_text(encoding="utf-8"))
+    told = _read(file)
     _check_same(file, told, config)
     if told["parts"] != parts:
         _check_idle(config.cache, told["parts"], parts)
@@ -216,6 +216,19 @@ def _from_json(path: Path, told: dict[str, Any]) -> SharedPlan:
     left_out = {kind: (count, first) for kind, (count, first) in told["left_out"].items()}
     dataset = Dataset(told["dataset"]["name"], names, {}, encoders=encoders, left_out=left_out)
     return SharedPlan(path, told["parts"], told["settings"], dataset, told["tables"], told["notes"])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(told["parts"], int):
+            raise TypeError("no number of parts")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CacheError(
+            f"{file}: the plan of the parts is damaged ({error}); expected JSON; remove it, and type the "
+            "same command again"
+        ) from None
+    return told
 
 
 def _write(file: Path, told: dict[str, Any]) -> None:

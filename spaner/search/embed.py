@@ -194,6 +194,12 @@ def _failed(table: caches.Table, span: slice) -> Iterator[int]:
 
 
 def _check(out: Path) -> None:
+    beside = out.with_suffix(".csv")
+    if out.suffix == ".npy" and beside.exists() and not (out.exists() or _cache_of(out).exists()):
+        raise CacheError(
+            f"{beside} exists already, where the list of the rows of {out.name} would go; expected no "
+            "such file; choose another name with --out"
+        )
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise CacheError(
             f'{out}: pyarrow is not installed; expected the extra; type `pip install "spaner[tables]"`, or '
@@ -240,7 +246,10 @@ def _columns(cache: caches.Cache) -> dict[str, list[Any]]:
 def _write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
     import csv
 
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with (
+        disk.replacing(path) as part,
+        part.open("x", newline="", encoding="utf-8", errors="surrogateescape") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))

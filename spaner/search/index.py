@@ -166,7 +166,7 @@ def _fill(run: Run, tables: list[Indexed], parts: list[Part], out: Path, progres
     """Write the arrays; returns the class names that the labels count."""
     total = parts[-1].stop
     width = space_width(run, parts[0].modality)
-    vectors = np.lib.format.open_memmap(out / "vectors.npy", "w+", np.float16, (total, width))
+    vectors = disk.open_array(out / "vectors.npy", np.float16, (total, width))
     frozen = _frozen_arrays(tables, parts, out)
     ids: list[str] = []
     labels = np.empty(total, np.int32)
@@ -212,7 +212,7 @@ def _frozen_arrays(tables: list[Indexed], parts: list[Part], out: Path) -> dict[
         if rows and not any(_is_mapped(table.manifest) for table in mine):
             shape = (rows, mine[0].dim)
             file = out / f"frozen-{modality}.npy"
-            found[modality] = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+            found[modality] = disk.open_array(file, np.float16, shape)
     return found
 
 

@@ -209,7 +209,7 @@ def open_index(path: str | Path) -> Index:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         schema = facts["schema"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CacheError(f"{file} is no index in JSON; expected {SCHEMA!r}; build it again") from None
     if schema != SCHEMA:
         raise CacheError(

@@ -148,16 +148,17 @@ def check_installed() -> None:
 def _export(module: nn.Module, x: Tensor, wanted: np.ndarray, modality: str, file: Path) -> Exported:
     """Write the graph of a module and compare what it makes of `x` with what the run itself says."""
     check_installed()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with disk.replacing(file) as part:
-        _write(module.eval(), x, part)
-        found = run_graph(part, x.numpy())
-        difference = float(np.abs(found - wanted).max())
-        if not difference <= TOLERANCE:
-            raise RunError(
-                f"{file}: the graph differs from torch by {difference:.2g} on {len(x)} rows; "
-                f"expected up to {TOLERANCE:g}; nothing was kept; please report this"
-            )
+    with disk.writing(file, RunError, "--out"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with disk.replacing(file) as part:
+            _write(module.eval(), x, part)
+            found = run_graph(part, x.numpy())
+            difference = float(np.abs(found - wanted).max())
+            if not difference <= TOLERANCE:
+                raise RunError(
+                    f"{file}: the graph differs from torch by {difference:.2g} on {len(x)} rows; expected up "
+                    f"to {TOLERANCE:g}; nothing was kept; please report this"
+                )
     return Exported(file, modality, len(x), difference)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import spaner.cache
 from spaner.cache import lock
-from spaner.cache.claim import Claim, host
+from spaner.cache.claim import BEATS, Claim, host
 from spaner.cache.lock import hold, method_of
 from spaner.errors import Busy, CacheError
 
@@ -72,6 +72,16 @@ def test_a_process_that_ended_on_this_host_is_replaced_at_once(tmp_path: Path) -
     told = json.loads((tmp_path / "c").read_text())
     assert told["host"] == host()
     Claim(tmp_path / "c", "it", silence=60).release()
+
+
+def test_a_beat_follows_no_link(tmp_path: Path) -> None:
+    with claim(tmp_path / "c") as held:
+        (tmp_path / "victim").write_bytes((tmp_path / "c").read_bytes())
+        before = (tmp_path / "victim").read_bytes()
+        (tmp_path / "c").unlink()
+        (tmp_path / "c").symlink_to("victim")
+        time.sleep(3 * held.silence / BEATS)
+        assert (tmp_path / "victim").read_bytes() == before
 
 
 def test_shared_claims_stand_together_and_against_a_whole_one(tmp_path: Path) -> None:

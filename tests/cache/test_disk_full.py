@@ -3,6 +3,8 @@
 The limit is the kernel's limit on file size, set in a child process: it refuses writes as a full disk does.
 """
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from spaner import cache
-from spaner.errors import Unsealed
+from spaner.errors import CacheError, Unsealed
 
 ROWS, DIM, CHUNK = 97, 509, 31  # a chunk of features is 63 kB, all of them 197 kB
 
@@ -69,3 +71,21 @@ def test_full_disk_is_one_line_and_the_same_command_continues(
         expected = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
         np.testing.assert_array_equal(opened.table("image/train").read()[:, 0], expected)
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_room_is_taken_before_a_file_is_filled_through_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A page without room would end the process with a signal."""
+    assert write(tmp_path / "cache") == ""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with cache.open(tmp_path / "cache") as opened:
+        cache.export(opened, tmp_path / "out")
+        rows = np.load(tmp_path / "out/image/train/features.npy")
+        np.testing.assert_array_equal(rows, opened.table("image/train").read())
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(CacheError, match=r"disk full while writing .*train; free space"):
+            cache.export(opened, tmp_path / "full")

@@ -194,6 +194,19 @@ def test_a_head_classifies_its_own_classes_alone(digits: Path, files: Path) -> N
 # --- one line for a mistake ---
 
 
+def test_a_list_of_the_users_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos.csv").write_text("path\na.jpg\n")
+    words = sources.gather([], ["one"])
+    with pytest.raises(
+        CacheError, match=r"photos.csv exists already, where the list of the rows of photos.npy"
+    ):
+        embedding.embed(run, words, tmp_path / "photos.npy")
+    assert (tmp_path / "photos.csv").read_text() == "path\na.jpg\n"
+    for _ in range(2):  # its own list it does replace
+        embedding.embed(run, words, tmp_path / "other.npy")
+    assert (tmp_path / "other.csv").read_text().startswith("id,modality,class,ok,reason\n")
+
+
 def test_another_encoder_is_refused_by_name(run: Run, files: Path) -> None:
     for field, value in (("weights_sha256", "ff" * 32), ("preprocessing", {"side": 9})):
         other = dataclasses.replace(run.encoders["image"], **{field: value})

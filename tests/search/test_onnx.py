@@ -56,6 +56,12 @@ def test_a_graph_that_differs_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_one_line(run: Run, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot write .*file/text.onnx: File exists; .* another --out"):
+        graphs.export_map(run, "text", spaner.open(digits).table("text/vanilla"), tmp_path / "file/text.onnx")
+
+
 def test_mistakes(cli: Cli, run_folder: Path, digits: Path, tmp_path: Path) -> None:
     assert "expected --onnx" in cli("export", run_folder).err
     said = cli("export", run_folder, "--onnx", "--modality", "smell", "--cache", digits).err

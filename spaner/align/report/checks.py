@@ -55,7 +55,7 @@ def _read(folder: Path, number: int) -> Check:
         return {"prompt": prompt, "scale": scale, "transfer": transfer}[told["check"]](
             told, f"check-{number}"
         )
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(f"check {folder}: {file.name} is not a result; run its command again") from None
 
 

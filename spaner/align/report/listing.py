@@ -96,7 +96,16 @@ def _found(folder: Path, name: str, read: Callable[[Path], dict[str, Any]]) -> I
         }
         try:
             yield row | read(file)
-        except (RunError, ValueError, KeyError, TypeError, AttributeError, OSError, IndexError) as error:
+        except (
+            RunError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OSError,
+            LookupError,
+            RecursionError,
+        ) as error:
             yield row | {"problem": (str(error).splitlines() or [type(error).__name__])[0]}
 
 

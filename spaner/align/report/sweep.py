@@ -66,7 +66,7 @@ def _read(folder: Path, name: str, anchor: str) -> Sweep:
     try:
         cells = json.loads(file.read_text(encoding="utf-8"))
         states = [cell["status"] for cell in cells]
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise RunError(f"sweep {name}: sweep.json is not a list of cells; run `spaner sweep` again") from None
     if not cells:
         raise RunError(

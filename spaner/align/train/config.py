@@ -279,8 +279,8 @@ def _recipe_file(recipe: str) -> dict[str, Any]:
             f"did you mean {nearest(recipe, RECIPES)!r}?"
         )
     try:
-        return tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(recipe).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"recipe {recipe} cannot be read: {error.strerror}; check the path") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"recipe {recipe} is not TOML: {error}; write one `name = value` a line") from None

@@ -43,7 +43,8 @@ def build(source: Source, seed: int = 0) -> nn.Module:
         EncoderError: the configuration cannot be built, a part of it is not here and the hub out of reach, or
             the checkpoint does not fit.
     """
-    if source.config["model_cfg"]["text_cfg"].get("hf_model_name"):
+    text = source.config["model_cfg"]["text_cfg"]
+    if isinstance(text, dict) and text.get("hf_model_name"):
         _check_transformers(source, "text tower")
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silent_log():
         torch.manual_seed(seed)

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from spaner.align.train import run_folder
 from spaner.align.train.run import load
+from spaner.cache import files as disk
 from spaner.errors import RunError
 from spaner.search.share.card import card
 
@@ -98,18 +99,19 @@ def pull(name: str, out: str | Path | None = None) -> Path:
     target = Path(out) if out is not None else Path("runs") / name.partition("@")[0].rpartition("/")[2]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(f"{target} exists already; expected a new folder; choose another with --out")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
-        part.chmod(0o755)
-        for file in FILES:
-            if (source / file).is_file():
-                shutil.copyfile(source / file, part / file)  # the cache holds links
-        if target.is_dir():
-            target.rmdir()
-        part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with disk.writing(target, RunError, "--out"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        try:
+            part.chmod(0o755)
+            for file in FILES:
+                if (source / file).is_file():
+                    shutil.copyfile(source / file, part / file)  # the cache holds links
+            if target.is_dir():
+                target.rmdir()
+            part.replace(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return target
 
 
@@ -150,7 +152,7 @@ def check_files(folder: Path, name: str) -> None:
     try:
         told: Any = json.loads((folder / "hashes.json").read_bytes())["sha256"]
         told = {str(file): str(digest) for file, digest in told.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(
             f"{name}: hashes.json is damaged; expected {SCHEMA!r}; ask its author to push again"
         ) from None
