@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ["method", "shots", "text", "semantic", "gap", "cosine", "margin", "ECE", "shift", "H"]
 COLUMNS += ["parameters", "seconds", "chosen by"]
+SAID = {"image_to_caption": "image, caption", "caption_to_image": "caption, image", "negation": "negation"}
+"""Columns of caches with captions (recall@1) or negated forms."""
 
 
 def compare(
@@ -97,11 +99,12 @@ def print_comparison(blocks: Sequence["Comparison"]) -> None:
     from spaner.align.report.comparison import draw
     from spaner.align.train.compare import refused
 
-    lines = []
+    said = [key for key in SAID if any(row.get(key) for block in blocks for row in block.rows)]
+    columns, lines = [*COLUMNS, *(SAID[key] for key in said)], []
     for block in blocks:
-        lines += [[block.name, *[""] * (len(COLUMNS) - 1)]] if len(blocks) > 1 else []
-        lines += [_line(row) for row in block.rows]
-    console.table(COLUMNS, lines)
+        lines += [[block.name, *[""] * (len(columns) - 1)]] if len(blocks) > 1 else []
+        lines += [_line(row, said) for row in block.rows]
+    console.table(columns, lines)
     for line in [reason for block in blocks for reason in refused(block)]:
         console.say(f"no number: {line}")
     for block in blocks:
@@ -110,10 +113,10 @@ def print_comparison(blocks: Sequence["Comparison"]) -> None:
         console.say(f"{block.name}: {block.folder}/compare.json, .csv" + "".join(f", {n}" for n in light))
 
 
-def _line(row: dict[str, Any]) -> list[str]:
+def _line(row: dict[str, Any], said: Sequence[str]) -> list[str]:
     name = row["method"] + (f" ({row['failed']} failed)" if row["failed"] else "")
     if not row["cells"]:
-        return [name, str(row["shots"]), *["–"] * (len(COLUMNS) - 2)]
+        return [name, str(row["shots"]), *["–"] * (len(COLUMNS) + len(said) - 2)]
     from spaner.align.report.table import told
 
     return [
@@ -125,4 +128,5 @@ def _line(row: dict[str, Any]) -> list[str]:
         f"{row['parameters'].value:,.0f}",
         f"{row['seconds'].value:.2f}",
         row["chosen"] or "–",
+        *(told(row.get(key), "percent") for key in said),
     ]

@@ -21,8 +21,10 @@ from PIL import Image
 
 import spaner.cache
 from spaner.align.methods import loop
+from spaner.align.report import measured, space_tables
+from spaner.align.report import write as report
 from spaner.align.score.captions import caption_retrieval
-from spaner.align.score.evaluate import Frozen
+from spaner.align.score.evaluate import Frozen, evaluate
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit, scored
 from spaner.align.train.task import task
@@ -255,6 +257,60 @@ def test_the_commands_of_the_readme(
     done = cli(*shlex.split(train)[1:], "--epochs", 1, "--batch-size", 8)
     assert done.status == 0, done.err
     assert "image, caption" in done.out
+
+
+@pytest.fixture(scope="module")
+def denied(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same cache with negated forms of its class names: the templates' vectors, moved."""
+    path = shutil.copytree(cache, tmp_path_factory.mktemp("denied") / "cache")
+    with spaner.cache.open(path) as opened:
+        table, names = opened.table("text/vanilla"), opened.class_names
+        away = table.read() + 0.2 * np.random.default_rng(0).normal(size=table.read().shape)
+    with spaner.cache.create(path, opened.dataset, names) as made:
+        told: Any = {"encoder": table.manifest.encoder, "views": ["no {}"]}
+        made.add("text", "negated", away.astype(np.float32), table.labels, **told)
+    return path
+
+
+def test_a_report_shows_recall_and_negation_beside_the_frozen_encoder(
+    denied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "PLANE_ROWS", 8)
+    run = fit(denied, method="campe_lite", epochs=3, device="cpu")
+    run.metrics = evaluate(run, denied)
+    entries = measured.measure([run.save(tmp_path / "run")])
+    content = space_tables.captions(entries)
+    assert content is not None
+    frozen, ours = content.rows
+    for row, told in ((frozen, run.metrics["zero_shot"]), (ours, run.metrics)):
+        numbers: Any = row.numbers
+        assert numbers["negation"].value == told["negation"]
+        for way in ("image_to_caption", "caption_to_image"):
+            assert numbers[f"{way} recall@1"].value == pytest.approx(told["captions"][way]["recall@1"])
+            assert numbers[f"{way} chance@1"].value == told["captions"][way]["chance@1"]
+    page, *_ = report.write([tmp_path / "run"], tmp_path / "r.html", figures=False)
+    assert "Does an image find its sentence" in page.read_text()
+
+
+def test_a_comparison_shows_recall_and_negation(
+    denied: Path, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--methods", "zero_shot,gda", "--shots", 1, "--seeds", 1, "--workers", 1)
+    done = cli("compare", "--cache", denied, *options)
+    assert done.status == 0, done.err
+    head = next(line for line in done.out.splitlines() if line.startswith("method"))
+    assert "image, caption" in head
+    assert "negation" in head
+    rows = json.loads((tmp_path / "compare" / "cache" / "compare.json").read_text())["rows"]
+    by_name = {row["method"]: row for row in rows}
+    with spaner.cache.open(denied) as opened:
+        found = caption_retrieval(Frozen(), opened, "image/test")
+    assert found is not None
+    told = by_name["zero_shot"]["image_to_caption"]
+    assert told[0] == pytest.approx(found["image_to_caption"]["recall@1"])
+    assert by_name["zero_shot"]["negation"][0] > 0
+    assert by_name["gda"]["caption_to_image"] is None, "a head reads no caption"
 
 
 def test_from_a_list_to_recall(

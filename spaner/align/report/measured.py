@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Measured:
     """One run, or the frozen encoder, on one bench.
 
     `scores` has the shape of `evaluate`'s result: numbers by kind of retrieval, `gap`, `chance`, `ceiling`;
-    here with intervals. `matches` holds the rows behind them, for the kinds that the method can be asked.
+    here with intervals. `matches` holds the rows behind them, for the kinds that the method can be asked,
+    `beside` what captions and negated forms say.
     """
 
     matches: dict[str, metrics.Match]
@@ -64,6 +65,7 @@ class Measured:
     pairs: list[dict[str, Any]]
     directions: list[dict[str, Any]]
     plane: Plane | None
+    beside: dict[str, Any] = field(default_factory=dict)
     coherence: dict[str, Any] | None = None
     joint: dict[str, Any] | None = None
 
@@ -259,6 +261,7 @@ def _measured(space: Any, cache: caches.Cache, table: str, sides: dict[str, list
         pairs=[_pair(a, b, rows[a][0], rows[b][0]) for a, b in combinations(rows, 2)],
         directions=[_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)],
         plane=_plane(rows, len(cache.class_names)) if rows else None,
+        beside=evaluate.beside_classes(space, cache, table),
         **(_together(space, cache, list(sides), table) if space.has_space else {}),
     )
 

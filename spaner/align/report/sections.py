@@ -29,6 +29,7 @@ TITLES = {
     "cosine": ("Alignment", "How close rows come to their class: the paper's Table 2 and Figure 4."),
     "modality_gap": ("Space", "Do the modalities share one space? The paper's Figure 2, with numbers."),
     "retrieval": ("Retrieval", "Every modality asks every other: the paper's Table 3."),
+    "captions": ("Captions", "Does an image find its sentence, and is a sentence told from its negation?"),
     "differences": ("Between runs", "The same rows, run against run."),
     "shift": ("Domain shift", "Trained in one world, tested in others: the paper's Table 4."),
 }

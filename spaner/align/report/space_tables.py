@@ -6,12 +6,12 @@ A method without a space, a head on the scores alone, has no row here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from spaner.align.report.measured import Bench, Entry, Measured
 from spaner.align.report.origin import FROZEN, benches, heading, origin
-from spaner.align.report.table import OURS, Column, ReportTable, Row
+from spaner.align.report.table import OURS, Cell, Column, ReportTable, Row
 from spaner.align.score.intervals import Number
 
 PAIRS = [
@@ -29,6 +29,18 @@ DIRECTIONS = [
     Column("targets", "targets", "count"),
 ]
 
+WAYS = {"image_to_caption": "image → caption", "caption_to_image": "caption → image"}
+CAPTIONS = [
+    *(
+        Column(f"{way} {number}@{k}", f"{title}, {number}@{k}", "percent")
+        for way, title in WAYS.items()
+        for k in (1, 5, 10)
+        for number in ("recall", "chance")
+        if number == "recall" or k == 1
+    ),
+    Column("negation", "told from its negation", "percent"),
+]
+
 Published = Callable[[Sequence[Entry], str, Sequence[str]], tuple[str, list[Row]]]
 """(runs, benchmark, columns) -> the paper's rows, marked; `tables` passes its own."""
 
@@ -44,6 +56,38 @@ def pairs(entries: Sequence[Entry]) -> ReportTable:
         "how well a plane tells the modalities apart, cross-validated (50 % = it cannot); "
         "uniformity of each (Wang & Isola 2020; 0 = collapsed).",
     )
+
+
+def captions(entries: Sequence[Entry]) -> ReportTable | None:
+    """Recall between images and captions, by image and not by class, and negation; None without either."""
+    groups = []
+    for bench, members in benches(entries):
+        spaces = _spaces(bench, members)
+        rows = [
+            Row(name, OURS, _said(space.beside), "", about, anchor)
+            for name, space, about, anchor in spaces
+            if space.beside
+        ]
+        groups += [(heading(bench), rows)] if rows else []
+    if not groups:
+        return None
+    return ReportTable(
+        "captions",
+        "Images and their captions",
+        CAPTIONS,
+        groups,
+        "An image is right where any of its captions is among the best; chance is a blind draw's. Told from "
+        "its negation: test rows nearer to their caption than to its negated form, by chance 50 %.",
+        "space",
+    )
+
+
+def _said(beside: Mapping[str, Any]) -> dict[str, Cell]:
+    numbers: dict[str, Cell] = {"negation": Number.of(beside.get("negation"))}
+    for way in WAYS if "captions" in beside else ():
+        found = beside["captions"][way]
+        numbers |= {f"{way} {name}": Number.of(value) for name, value in found.items()}
+    return numbers
 
 
 def directions(entries: Sequence[Entry], published: Published) -> ReportTable:

@@ -83,7 +83,12 @@ def tables(entries: Sequence[Entry]) -> list[ReportTable]:
     found = [_accuracy(named), _cosines(named)] if named else []
     found += [space_tables.pairs(entries), space_tables.directions(entries, _published)]
     found += many_tables.matrices(entries)
-    more = [many_tables.one_space(entries), many_tables.agreement(entries), many_tables.together(entries)]
+    more = [
+        space_tables.captions(entries),
+        many_tables.one_space(entries),
+        many_tables.agreement(entries),
+        many_tables.together(entries),
+    ]
     found += [table for table in more if table is not None]
     found += [_differences(named)] if len(named) > 1 else []
     return [table for table in found if table.rows]

@@ -83,10 +83,10 @@ def evaluate(
         for needed in (name, *(asking(opened).values() if named else ())):
             run.check(opened.table(needed).manifest)
         if not named:
-            return {**_result({}, opened, name), "zero_shot": None, **_beside_classes(run, opened, name)}
+            return {**_result({}, opened, name), "zero_shot": None, **beside_classes(run, opened, name)}
         found = matches(run, opened, name)
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
-        result |= _beside_classes(run, opened, name)
+        result |= beside_classes(run, opened, name)
         if getattr(run, "has_prior", False):
             alone = matches(run, opened, name, prior=False)
             result["without_prior"] = {
@@ -107,11 +107,11 @@ def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dic
         if len({opened.table(needed).dim for needed in (name, *asking(opened).values())}) > 1:
             return None
         found = _result(matches(Frozen(), opened, name), opened, name)
-        return found | _beside_classes(Frozen(), opened, name)
+        return found | beside_classes(Frozen(), opened, name)
 
 
-def _beside_classes(space: Any, cache: caches.Cache, name: str) -> dict[str, Any]:
-    """What captions and negated forms say, where there are any."""
+def beside_classes(space: Any, cache: caches.Cache, name: str) -> dict[str, Any]:
+    """What `captions` and `negation` tell of a table, where there are captions or negated forms."""
     named = "text" in getattr(space, "widths", ("text",))
     said = caption_retrieval(space, cache, name) if named or captions.MODALITY in space.widths else None
     found = {"captions": said, "negation": negation_of(space, cache, name) if named else None}

@@ -25,6 +25,7 @@ from spaner.errors import RecipeError
 from spaner.progress import Progress
 
 SHOTS, SEEDS = (1, 2, 4, 8, 16), (1, 2, 3)
+CAPTIONS = ("image_to_caption", "caption_to_image")
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,18 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
         "ece": text["ece"],
         "nll": text["nll"],
         "shift": mean([each["text"] for each in result.get("shift", ())]),
+        **{way: _recall(result, way) for way in CAPTIONS},
+        "negation": result["metrics"].get("negation"),
         "H": ((result.get("base_to_new") or {}).get("text") or {}).get("H"),
         "parameters": result["parameters"],
         "seconds": result["facts"]["seconds"],
     }
+
+
+def _recall(result: Mapping[str, Any], way: str) -> float | None:
+    """Recall@1 between images and captions, where the cache has captions and the method reads them."""
+    said = result["metrics"].get("captions")
+    return said and said[way]["recall@1"]
 
 
 def mean(values: Sequence[float | None]) -> float | None:

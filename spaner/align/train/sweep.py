@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import spaner.cache
+from spaner.align.score import captions
 from spaner.align.score.evaluate import opened_cache
 from spaner.align.score.intervals import Number
 from spaner.align.score.tables import tested_table
@@ -164,7 +165,9 @@ def identity_of(cache: spaner.cache.Cache, *, train: bool = True) -> dict[str, s
     """Everything in the cache that can change a cell's numbers; without `train`, those of a cache that is
     tested on alone."""
     tables = [name for name in cache.tables() if name.startswith("text/")]
-    tables = [*(["image/train"] if train else []), tested_table(cache, None), *tables]
+    tested = tested_table(cache, None)
+    said = captions.table_of(cache, tested)
+    tables = [*(["image/train"] if train else []), tested, *([said] if said else []), *tables]
     return {name: cache.table(name).manifest.sha256 for name in tables}
 
 
