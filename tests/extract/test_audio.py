@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spaner.extract.datasets import audio
 from spaner.extract.datasets.audio import MARGIN, BadSound, Recording, audio_split, decode, waveform
 
 
@@ -218,3 +219,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.wav")
     with pytest.raises(BadSound, match="a pipe, socket or device"):
         decode(tmp_path / "a.wav", 5)
+
+
+def test_no_rate_makes_a_filter_of_gigabytes() -> None:
+    for rate in (48_000, 44_099, 191_999, 767_999):
+        made = audio._resampler(rate, audio.RATE)
+        assert made.orig_freq * made.new_freq <= audio.LARGEST_FILTER

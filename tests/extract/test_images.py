@@ -6,6 +6,7 @@ import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from spaner.extract.datasets import images
 from spaner.extract.datasets.images import BadImage, decode, image_split, quiet, random_crop
 from tests.extract.conftest import picture
 
@@ -188,3 +190,17 @@ def test_a_split_knows_size_and_age_of_its_files(tmp_path: Path) -> None:
     split = image_split(tmp_path, ["a.png", "gone.png"], np.array([0, 0]))
     assert split.stat("a.png") == (path.stat().st_size, path.stat().st_mtime_ns)
     assert split.take(np.array([1])).stat("gone.png") is None
+
+
+def test_what_a_decoder_keeps_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WebP, progressive JPEG and JPEG 2000 in one tile take several times the picture while they are read."""
+    monkeypatch.setattr(images, "BUDGET", 100_000)
+    kept: dict[str, dict[str, Any]] = {"a.jpg": {}, "a.tif": {}, "a.png": {}}
+    kept |= {"tiled.jp2": {"tile_size": (20, 20)}}
+    for name, how in (kept | {"a.webp": {}, "b.jpg": {"progressive": True}, "whole.jp2": {}}).items():
+        Image.new("RGB", (100, 100)).save(tmp_path / name, **how)
+        if name in kept:
+            assert images.decode(tmp_path / name).size == (100, 100)
+        else:
+            with pytest.raises(images.BadImage, match=r"100 x 100 pixels of mode RGB take .* over 100,000"):
+                images.decode(tmp_path / name)

@@ -12,6 +12,7 @@ encoders that write into a pipe leave it, is read to its end. What a sound takes
 its header before a sample is allocated.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -30,7 +31,7 @@ from spaner.extract.datasets.dataset import BUDGET, SampleFolder, Split, file_sp
 RATE = 44_100
 MARGIN = 0.1
 """Seconds read beyond the cut, so that resampling the excerpt equals resampling the whole."""
-FINEST_RATIO = 2_000
+FINEST_RATIO, LARGEST_FILTER = 2_000, 1 << 22
 """Rates whose ratio needs larger numbers are rounded: 0.03 % of pitch at most, not gigabytes of filter."""
 RATES = range(1_000, 768_001)
 """Hz that sounds have; beyond, a header is damaged or lies, and resampling would take gigabytes."""
@@ -177,5 +178,6 @@ def _checked(samples: np.ndarray) -> Float[Tensor, " samples"]:
 
 @lru_cache(maxsize=32)
 def _resampler(found: int, wanted: int) -> Resample:
-    ratio = Fraction(found, wanted).limit_denominator(FINEST_RATIO)
+    finest = min(FINEST_RATIO, math.isqrt(LARGEST_FILTER * wanted // found))
+    ratio = Fraction(found, wanted).limit_denominator(finest)
     return Resample(max(1, ratio.numerator), ratio.denominator)

@@ -29,6 +29,10 @@ LONGEST_RATIO = 200
 PIXEL_BYTES = {"RGB": 4, "L": 5, "1": 5}
 OTHER_BYTES, DEEP_BYTES = 8, 12
 """What a pixel takes while it is decoded, as stored and as RGB, by Pillow's mode; deep: more than 8 bits."""
+DECODER_BYTES = {"WEBP": 19, "TIFF": 9, "PROGRESSIVE": 11}
+"""What it takes where the decoder keeps more of it than the picture (measured)."""
+TILE_BAND_BYTES = 6
+"""What JPEG 2000's decoder takes for every pixel of a tile and band; a file may be one tile."""
 
 
 class BadImage(ValueError):
@@ -74,11 +78,25 @@ def _check_size(image: Image.Image) -> None:
     if max(width, height) > LONGEST_RATIO * min(width, height):
         raise BadImage(f"{width} x {height}: one side is more than {LONGEST_RATIO} times the other")
     deep = image.mode.startswith(("I", "F"))
-    needed = width * height * (DEEP_BYTES if deep else PIXEL_BYTES.get(image.mode, OTHER_BYTES))
+    each = DEEP_BYTES if deep else PIXEL_BYTES.get(image.mode, OTHER_BYTES)
+    kind = "PROGRESSIVE" if image.info.get("progressive") else image.format or ""
+    needed = width * height * max(each, DECODER_BYTES.get(kind, 0))
+    if kind == "JPEG2000":
+        needed += _tile_pixels(image) * len(image.getbands()) * TILE_BAND_BYTES
     if needed > BUDGET:
         raise BadImage(
             f"{width} x {height} pixels of mode {image.mode} take {needed:,} bytes, over {BUDGET:,}"
         )
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of a JPEG 2000 file's tiles, from the SIZ segment that begins its codestream."""
+    with Path(image.filename).open("rb") as file:  # pyright: ignore[reportAttributeAccessIssue]
+        head = file.read(1 << 20)
+    at = head.find(b"\xff\x4f\xff\x51") + 8  # start of codestream, SIZ, its length and capabilities
+    width, height = (int.from_bytes(head[at + n : at + n + 4], "big") for n in (16, 20))
+    known = at >= 8 and width and height
+    return min(width, image.width) * min(height, image.height) if known else image.width * image.height
 
 
 def _reason(error: Exception) -> str:
