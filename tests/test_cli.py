@@ -16,6 +16,7 @@ import torch
 import typer.main
 from safetensors.torch import load_file
 
+from spaner import cache as caches
 from spaner.align.train.config import parts_of
 from spaner.cli import app
 from spaner.cli.options import parse
@@ -217,6 +218,23 @@ def test_cache_info_verify_copy_export(cli: Cli, toy_cache: Path) -> None:
     assert facts[0] == facts[1]
     assert cli("cache", "export", "copy.h5", "exported").status == 0
     assert list(Path("exported").rglob("*.npy"))
+
+
+def test_caches_made_apart_are_merged_and_trained_from(cli: Cli, toy_cache: Path) -> None:
+    with caches.open(toy_cache) as toy:
+        for name in toy.tables():
+            table, modality = toy.table(name), name.split("/")[0]
+            with caches.create(modality, toy.dataset, toy.class_names) as part:
+                listing = table.labels, table.ids.tolist()
+                spec = table.manifest
+                part.add(modality, spec.split, table.read(), *listing, encoder=spec.encoder, views=spec.views)
+    done = cli("cache", "merge", "image", "text", "--into", "both")
+    assert done.out.splitlines()[-1] == "both: image and text in one"
+    assert "every byte as it was sealed" in cli("cache", "verify", "both").out
+    assert cli("train", "--cache", "both", "--epochs", 1, "--out", "run").status == 0
+    refused = cli("cache", "merge", "image", "--into", "one")
+    assert refused.status == 1
+    assert "at least two caches, found 1" in refused.err
 
 
 def test_verify_finds_a_flipped_bit_and_says_what_to_type(cli: Cli, toy_cache: Path) -> None:

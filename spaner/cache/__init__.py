@@ -12,6 +12,7 @@ from spaner.cache.draws import VAL_SHOTS, few_shot, few_shot_splits, read_draw
 from spaner.cache.export import export
 from spaner.cache.layout import drawn_sha256, ids_sha256
 from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
+from spaner.cache.merging import merge
 from spaner.cache.table import Table
 from spaner.cache.verification import Problem
 from spaner.cache.writer import Writer
@@ -32,6 +33,7 @@ __all__ = [
     "few_shot",
     "few_shot_splits",
     "ids_sha256",
+    "merge",
     "open",
     "read_draw",
 ]

@@ -69,17 +69,38 @@ def copy(source: str | Path, target: str | Path, progress: Progress = no_progres
         if origin.path.resolve() == target.resolve():
             raise CacheError(f"{target} is the cache that is to be copied; give a new place for the copy")
         tables = [of_table(origin.table(name)) for name in origin.tables()]
-        _refuse_others(target, origin, tables)
-        with (
-            described(f"{target} is no copy of {origin.path}"),
-            create(target, origin.dataset, origin.class_names, schema=origin.schema) as made,
-        ):
-            fill(made, tables, progress)
-        return [f"{origin.progress(name)} (left out)" for name in origin.unsealed()] + made.notes
+        left = [f"{origin.progress(name)} (left out)" for name in origin.unsealed()]
+        return left + write_into(target, f"a copy of {origin.path}", origin, tables, progress)
 
 
-def _refuse_others(target: Path, origin: Cache, tables: Sequence[Given]) -> None:
-    """Raise Mismatch if the target is a cache of another schema or holds a table that the source has not, or
+def write_into(
+    target: Path, what: str, like: Cache, tables: Sequence[Given], progress: Progress
+) -> list[str]:
+    """Make the cache that holds these tables and nothing else, or continue it.
+
+    Args:
+        what: what it will be, for messages: "a copy of …".
+        like: a cache of its dataset, class names and schema.
+
+    Returns:
+        What was damaged in the target and has been made anew.
+
+    Raises:
+        Mismatch: the target holds something else.
+        Corrupt: rows that are read differ from their seal.
+        CacheError: the target cannot be written.
+    """
+    _refuse_others(target, what, like, tables)
+    with (
+        described(f"{target} is not {what}"),
+        create(target, like.dataset, like.class_names, schema=like.schema) as made,
+    ):
+        fill(made, tables, progress)
+    return made.notes
+
+
+def _refuse_others(target: Path, what: str, like: Cache, tables: Sequence[Given]) -> None:
+    """Raise Mismatch if the target is a cache of another schema or holds a table that is not to be in it, or
     another finished one under its name."""
     for made in opened(target):
         known = {given.name: given for given in tables}
@@ -87,11 +108,9 @@ def _refuse_others(target: Path, origin: Cache, tables: Sequence[Given]) -> None
         if strange is None:
             differ = (name for name in made.tables() if made.table(name).measured != known[name].measured)
             strange = next(differ, None)
-        if strange is not None or made.schema != origin.schema:
-            what = f"table {strange}" if strange else f"schema {made.schema}"
-            raise Mismatch(
-                f"{target} is no copy of {origin.path}: it has another {what}; copy into a new place"
-            )
+        if strange is not None or made.schema != like.schema:
+            other = f"table {strange}" if strange else f"schema {made.schema}"
+            raise Mismatch(f"{target} is not {what}: it has another {other}; give a new place")
 
 
 def opened(path: Path) -> Iterator[Cache]:

@@ -57,6 +57,7 @@ def whose(path: Path) -> tuple[str, list[str]]:
         CacheError: nothing there, or no cache.
         Corrupt: nothing that is left says so.
     """
+    path = local(path)
     store = ZarrStore(path if path.is_dir() else parts_of(path))
     found = root.recalled(store) if store.path.is_dir() else None
     if found is None:

@@ -1,4 +1,4 @@
-"""`spaner cache`: look at, check, mend, copy and export a cache."""
+"""`spaner cache`: look at, check, mend, copy, merge and export a cache."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from spaner.cli import console
 from spaner.errors import Corrupt, Unsealed
 
-app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, copy and export a cache.")
+app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, copy, merge and export a cache.")
 
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A Zarr directory or an .h5 file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
@@ -177,6 +177,24 @@ def copy(
     for line in notes:
         console.note(line)
     console.say(f"{target}: a copy of {source}")
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="CACHE CACHE…", help="Caches of one dataset.")],
+    into: Annotated[Path, typer.Option(help="New place: .h5 for HDF5, otherwise a Zarr directory.")],
+) -> None:
+    """Merge caches made apart: other splits or modalities, or other rows of one table, joined in order.
+
+    Example: `spaner cache merge cache/train cache/test --into cache/photos`
+    """
+    import spaner.cache
+
+    with console.progress() as progress:
+        notes = spaner.cache.merge(sources, into, progress)
+    for line in notes:
+        console.note(line)
+    console.say(f"{into}: {' and '.join(map(str, sources))} in one")
 
 
 @app.command()

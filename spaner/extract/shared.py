@@ -23,6 +23,7 @@ from spaner.cache.cache import Cache
 from spaner.cache.claim import Claim
 from spaner.cache.layout import unpack
 from spaner.cache.lock import Lock, hold, lock_path
+from spaner.cache.opening import local
 from spaner.cache.publish import root_lock
 from spaner.errors import Busy, CacheError, Mismatch
 from spaner.extract import texts
@@ -139,7 +140,7 @@ def plan_path(cache: Path) -> Path:
 
 def planning(path: Path) -> Lock | Claim:
     """Waits for its turn to make or read the plan, to take a part, or to see who holds one."""
-    root_lock(path).release()  # makes the folder
+    root_lock(local(path)).release()  # makes the folder
     return hold(lock_path(path, "plan"), f"the plan of {path}", wait=True)
 
 

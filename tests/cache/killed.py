@@ -3,11 +3,12 @@
     python killed.py FOLDER cache|cache.h5 every STRIDE   die at every STRIDE-th file operation, once each
     python killed.py FOLDER cache|cache.h5 random COUNT   die COUNT times at random, some in one cache
     … copy                                                copy a cache instead of making one
+    … merge                                               merge three, two of which hold rows of one table
 
 Children are forked, so that each costs milliseconds. To die at a file operation a child counts the
 interpreter's own audit events; to die at a random time it is killed from outside, inside HDF5's writes too.
 Prints how many were killed; exits with status 1 and the difference if a continued cache is not bit-identical,
-or if half a copy looks like a whole one.
+or if half a copy or merge looks like a whole one.
 """
 
 import os
@@ -62,18 +63,34 @@ def copied(path: Path) -> None:
     cache.copy(source, path)
 
 
-def refuse_half(path: Path) -> None:
-    """Exit if a copy that was killed looks finished and is not."""
+def merged(path: Path) -> None:
+    """What `spaner cache merge` does."""
+    folder = path.parent.parent
+    cache.merge([folder / "source", folder / "more.h5", folder / "rest"], path)
+
+
+def apart(folder: Path) -> None:
+    """Caches of other rows than `work` makes: a table of two halves."""
+    features = np.random.default_rng(4).normal(size=(ROWS, DIM)).astype(np.float16)
+    for name, rows in {"more.h5": slice(0, 10), "rest": slice(10, ROWS)}.items():
+        with cache.create(folder / name, "pets", ["a", "b", "c"]) as made:
+            labels, ids = np.arange(ROWS)[rows] % 3, [f"{row}.wav" for row in range(ROWS)[rows]]
+            made.add("audio", "train", features[rows], labels, ids, encoder="toy", chunk_rows=CHUNK)
+
+
+def refuse_half(path: Path, tables: int) -> None:
+    """Exit if a copy or merge that was killed looks finished and is not."""
     try:
         with cache.open(path) as opened:
-            if len(opened.tables()) == 2 or opened.verify():
+            if len(opened.tables()) == tables or opened.verify():
                 return
     except SpanerError:
         return
-    raise SystemExit(f"half a copy looks finished: {path}")
+    raise SystemExit(f"half of it looks finished: {path}")
 
 
-WORK = {"make": work, "copy": copied}
+WORK = {"make": work, "copy": copied, "merge": merged}
+TABLES = {"copy": 2, "merge": 3}
 
 
 def run(path: Path, what: str, die_at: int | None = None, after: float | None = None) -> bool:
@@ -94,8 +111,8 @@ def run(path: Path, what: str, die_at: int | None = None, after: float | None = 
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise SystemExit("a continued run failed")
-    if what == "copy":
-        refuse_half(path)
+    if what in TABLES:
+        refuse_half(path, TABLES[what])
     return os.WIFSIGNALED(status)
 
 
@@ -126,9 +143,10 @@ def compare(folder: Path, expected: dict[str, bytes], when: str) -> None:
 def main(folder: Path, name: str, mode: str, number: int, what: str = "make") -> int:
     whole, broken = folder / "whole", folder / "broken"
     whole.mkdir(parents=True)
-    if what == "copy":
+    if what in TABLES:
         for source in ("source", "source.h5"):
             work(folder / source)
+        apart(folder)
     started = time.perf_counter()
     run(whole / name, what)
     lasted = time.perf_counter() - started

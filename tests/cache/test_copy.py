@@ -96,16 +96,16 @@ def test_a_target_that_is_no_copy_is_refused(make, tmp_path: Path, source):
         cache.copy(made, tmp_path / "." / "cache")
     with cache.create(tmp_path / "more", "pets", CLASSES) as more:
         more.add("audio", "train", np.ones((3, 4), np.float32), [0, 1, 2], encoder="toy")
-    with pytest.raises(Mismatch, match="it has another table audio/train; copy into a new place"):
+    with pytest.raises(Mismatch, match="it has another table audio/train; give a new place"):
         cache.copy(made, tmp_path / "more")
     with cache.create(tmp_path / "dogs", "dogs", CLASSES):
         pass
-    with pytest.raises(Mismatch, match=r"no copy of .*cache of dataset 'dogs', asked for 'pets'; give"):
+    with pytest.raises(Mismatch, match=r"not a copy of .*cache of dataset 'dogs', asked for 'pets'; give"):
         cache.copy(made, tmp_path / "dogs")
     with cache.create(tmp_path / "other", "pets", CLASSES) as other:
         manifest = replace(source.manifest, seed=4)
         other.begin(manifest, source.ids, source.labels, source.draws).close()
-    with pytest.raises(Mismatch, match=r"is no copy of .*seed 4 there, 3 asked; give a new place"):
+    with pytest.raises(Mismatch, match=r"is not a copy of .*seed 4 there, 3 asked; give a new place"):
         cache.copy(made, tmp_path / "other")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CacheError, match="file is not a spaner cache"):

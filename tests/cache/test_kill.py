@@ -38,6 +38,11 @@ def test_a_killed_copy_continues_and_never_looks_finished(tmp_path: Path, name: 
     assert killed(tmp_path / "work", name, "every", "131", "copy") >= least
 
 
+@pytest.mark.parametrize("name", ["cache", "cache.h5"])
+def test_a_killed_merge_continues_and_never_looks_finished(tmp_path: Path, name: str):
+    assert killed(tmp_path / "work", name, "every", "211", "merge") >= 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cache", "cache.h5"])
 def test_a_copy_killed_at_random_moments(tmp_path: Path, name: str):
@@ -46,6 +51,6 @@ def test_a_copy_killed_at_random_moments(tmp_path: Path, name: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("cache", 250), ("cache.h5", 400)])
-@pytest.mark.parametrize("what", ["make", "copy"])
+@pytest.mark.parametrize("what", ["make", "copy", "merge"])
 def test_killed_at_every_single_file_operation(tmp_path: Path, name: str, least: int, what: str):
     assert killed(tmp_path / "work", name, "every", "1", what) >= least

@@ -7,6 +7,7 @@ import pytest
 import zarr
 
 from spaner import cache
+from spaner.cache import opening
 from spaner.errors import CacheError, Corrupt, Mismatch, Unsealed
 
 CLASSES = ["cat", "dog", "Häher"]
@@ -118,4 +119,8 @@ def test_an_address_is_not_taken_for_a_folder(make, tmp_path: Path, monkeypatch,
         cache.create(Path(address), "pets", CLASSES)
     with pytest.raises(CacheError, match="is an address"):
         cache.copy(make(tmp_path / "cache"), address)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    with pytest.raises(CacheError, match="is an address"):
+        cache.merge([make(tmp_path / "one"), make(tmp_path / "two")], address)
+    with pytest.raises(CacheError, match="is an address"):
+        opening.whose(Path(address))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "one", "two"]

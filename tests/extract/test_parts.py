@@ -15,7 +15,7 @@ import pytest
 
 import spaner.cache
 from spaner.cache.lock import Lock, lock_path
-from spaner.errors import Busy, Mismatch, RecipeError, RunError
+from spaner.errors import Busy, CacheError, Mismatch, RecipeError, RunError
 from spaner.extract import fleet, parts, shared
 from spaner.extract.config import ExtractConfig
 from spaner.extract.extract import extract
@@ -276,6 +276,13 @@ def test_another_number_of_parts_is_refused_while_one_is_at_work(
     extract(**settings, cache=cache, part="1/2")  # nobody is at work: shared out anew
     extract(**settings, cache=cache, part="2/2")
     assert bytes_of(cache) == bytes_of(whole)
+
+
+def test_parts_make_no_folder_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CacheError, match="is an address"):
+        shared.planning(Path("s3://bucket/cache"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_has_one_worker(settings: dict[str, Any], tmp_path: Path) -> None:
