@@ -146,6 +146,20 @@ def test_a_tower_method_stands_beside_its_published_row(few: Path, tmp_path: Pat
     assert plain(again["coop"].numbers["text"]) == plain(rows["coop"].numbers["text"]), "found again"
 
 
+def test_a_tower_method_has_its_cosine_and_stands_under_shift(few: Path, tmp_path: Path) -> None:
+    told: Any = {"seeds": (1,), "epochs": 1, "methods": ("coop",), "towers": Towers()}
+    made = reproduce(Setup("table2", "digits", few, tmp_path / "made", **told))
+    rows = {row.name: row for _, group in made.tables[0].groups for row in group}
+    run = fit(few, method="coop", text_tower=tower_of(few), seed=1, draw_seed=1, shots=16, epochs=1)
+    found = rows["coop"].numbers["text_cosine"]
+    text = evaluate(run, few)["text"]
+    assert plain(found) == pytest.approx(text["positive_cosine"], abs=1e-4)
+    shift = Setup("table4", "digits", few, tmp_path / "made", **told, shift=(few,))
+    rows = {row.name: row for _, group in reproduce(shift).tables[0].groups for row in group}
+    asked = [plain(rows["coop"].numbers[name]) for name in ("text", "digits")]
+    assert asked == pytest.approx([text["accuracy"]] * 2), "the same rows under another name"
+
+
 @pytest.mark.parametrize("method", ["campe", "campe_lite", "zero_shot", "coop"])
 def test_negation_is_measured_on_test_rows(few: Path, tmp_path: Path, method: str) -> None:
     """Against a loop over rows; a method that makes no negated forms and has no space has no number."""
