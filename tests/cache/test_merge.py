@@ -34,7 +34,9 @@ def other_rows(path: Path, purity: float, **changes: Any) -> Path:
     source.draws = {}
     with cache.create(path, "pets", CLASSES) as made, source.begin(made) as writer:
         source.write(writer)
-        writer.seal({"purity": {"max_relative": purity}, "failed": 1})
+        writer.seal(
+            {"purity": {"max_relative": purity}, "agreement": {"min_cosine": 1 - purity}, "failed": 1}
+        )
     return path
 
 
@@ -98,11 +100,12 @@ def test_the_worst_that_was_measured_of_a_part_holds_for_the_whole(tmp_path: Pat
         source.manifest, source.draws = replace(source.manifest, draws={}), {}
         with source.begin(made) as writer:
             source.write(writer)
-            writer.seal({"purity": {"max_relative": 0.125}, "failed": 1})
+            writer.seal({"purity": {"max_relative": 0.125}, "agreement": {"min_cosine": 0.875}, "failed": 1})
     cache.merge([tmp_path / "two", first], tmp_path / "merged")
     with cache.open(tmp_path / "merged") as made:
         measured = made.table("image/train").measured
     assert measured["purity"] == {"max_relative": 0.5}
+    assert measured["agreement"] == {"min_cosine": 0.5}
     assert measured["failed"] == 2
     assert [part["purity"]["max_relative"] for part in measured["parts"]] == [0.125, 0.5]
 
