@@ -5,6 +5,8 @@ import sys
 
 # One thread a process: the tests run on all cores already, and torch reads this when it is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers and commands import torch dozens of times: what Python compiles of it is kept, even where that is off.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,11 @@ import pytest
 
 import spaner.cache
 from spaner.cache import EncoderSpec
+
+
+def pytest_configure() -> None:
+    """Keep compiled modules in this process too; the children are told above."""
+    sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")
