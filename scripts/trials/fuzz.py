@@ -14,6 +14,7 @@ from PIL import Image
 
 from spaner.cache import read_draw
 from spaner.errors import SpanerError
+from spaner.extract.datasets.audio import waveform
 from spaner.extract.datasets.dataset import read
 from spaner.extract.templates import tables
 from trials import Outcome, in_child
@@ -49,9 +50,9 @@ def picture_files() -> dict[str, bytes]:
 
 
 def sound_files() -> dict[str, bytes]:
-    """A short tone as WAV and FLAC."""
+    """A short tone in every common format."""
     tone, made = np.sin(np.arange(4_410) / 9).astype(np.float32), {}
-    for suffix in (".wav", ".flac"):
+    for suffix in (".wav", ".flac", ".ogg", ".mp3", ".aiff"):
         stream = io.BytesIO()
         soundfile.write(stream, tone, 44_100, format=suffix[1:].upper())
         made[suffix] = stream.getvalue()
@@ -73,7 +74,9 @@ def opened(file: Path, modality: str) -> str:
     dataset = read(f"folder:{root}")
     (split,) = [rows for name, rows in dataset.splits[modality].items() if name == "train"]
     try:
-        split.open(split.ids[0])
+        payload = split.open(split.ids[0])
+        if modality == "audio":
+            waveform(payload, 5.0)  # to its end, as an encoder prepares it
     except Exception as error:  # what a pipeline makes a failed row
         return f"failed row: {type(error).__name__}"
     return "row"
