@@ -5,7 +5,7 @@ import sys
 
 # One thread a process: the tests run on all cores already, and torch reads this when it is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Workers and commands import torch dozens of times: what Python compiles of it is kept, even where that is off.
+# Workers and commands import torch dozens of times: what Python compiles of it is kept, also if told not to.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from collections.abc import Callable
