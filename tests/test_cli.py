@@ -346,3 +346,31 @@ def test_compare_ends_with_the_reason_of_a_failed_cell(cli: Cli, toy_cache: Path
     assert done.status == 1
     assert "gda (1 failed)" in done.out
     assert "1 of 1 cells failed" in done.err.splitlines()[-1]
+
+
+def test_compare_takes_a_logit_scale_where_the_encoder_has_none(cli: Cli) -> None:
+    rows, labels = torch.eye(4).repeat(5, 1).numpy(), torch.arange(4).repeat(5).tolist()
+    with caches.create("arrays", "arrays", list("abcd")) as made:
+        for split in ("train", "test"):
+            made.add("image", split, rows, labels, encoder="mine")
+        for templates in ("mined", "vanilla", "classname"):
+            made.add("text", templates, rows[:4], labels[:4], encoder="mine")
+    words = [
+        "compare",
+        "--cache",
+        "arrays",
+        "--methods",
+        "zero_shot",
+        "--shots",
+        1,
+        "--seeds",
+        1,
+        "--workers",
+        1,
+    ]
+    done = cli(*words)
+    assert done.status == 1
+    assert "has no scale of its own; pass a number, for example --logit-scale 100" in done.err
+    done = cli(*words, "--logit-scale", 20)
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[1].split()[:3] == ["zero_shot", "1", "100.0"]

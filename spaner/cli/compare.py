@@ -54,6 +54,9 @@ def compare(
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs per step of SPANER's recipes.", show_default="the recipe's")
     ] = None,
+    logit_scale: Annotated[
+        float | None, typer.Option(help="1 / temperature of every method.", show_default="the encoder's")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder.", show_default="compare/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
     text_model: TextModel = None,
@@ -78,7 +81,7 @@ def compare(
             out,
             shift=shift or [],
             base_to_new=base_to_new,
-            base={"select": select},
+            base={"select": select} | ({} if logit_scale is None else {"logit_scale": logit_scale}),
             recipe_base={} if batch_size is None else {"batch_size": batch_size},
             workers=workers,
             progress=progress,
