@@ -40,7 +40,7 @@ def few_shot_splits(
 ) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " L"]]:
     """Training and validation rows; validation continues the same stream with min(shots, val_shots) a class.
 
-    CoOp and most others validate on at most 4 rows of a class; ``val_shots=shots`` gives as many as train.
+    CoOp and most others validate on at most 4 rows of a class; `val_shots=shots` gives as many as train.
     """
     stream = random.Random(seed)
     train = _draw(train_labels, shots, stream)

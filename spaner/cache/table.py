@@ -146,7 +146,7 @@ class Table:
         )
 
     def stored_draw(self, name: str) -> Int[np.ndarray, " K"]:
-        """Rows of a draw by its name, one of ``manifest.draws``."""
+        """Rows of a draw by its name, one of `manifest.draws`."""
         return np.array(self._arrays.draw(name), np.int64)
 
     def _block(self, start: int, stop: int) -> np.ndarray:

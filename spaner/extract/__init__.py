@@ -3,7 +3,7 @@
     from spaner.extract import encode
     summary = encode(dataset="folder:photos", cache="cache/photos")
 
-The names below are imported when first used, so ``ExtractConfig`` (and with it ``--help``) needs no torch.
+The names below are imported when first used, so `ExtractConfig` (and with it `--help`) needs no torch.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """What an extraction can be told: one frozen dataclass, one field per command-line option.
 
-Needs no torch, so that ``spaner extract --help`` answers at once. It checks nothing: values are checked where
+Needs no torch, so that `spaner extract --help` answers at once. It checks nothing: values are checked where
 they are used.
 """
 

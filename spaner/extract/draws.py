@@ -1,9 +1,9 @@
 """Which few-shot draws an extraction stores: CoOp's, computed from the labels, and published ones, imported.
 
-A draw is named ``K-shot-seed-S``, in "train" and, where the data set has one, in "val". There it has
-min(K, 4) rows a class, as CoOp validates; ``K-shot-seed-S-equal`` has K, and is stored where that is more.
+A draw is named `K-shot-seed-S`, in "train" and, where the data set has one, in "val". There it has
+min(K, 4) rows a class, as CoOp validates; `K-shot-seed-S-equal` has K, and is stored where that is more.
 Where val is the only split to test on (ImageNet), nobody may choose on it: "train" gets
-``K-shot-seed-S-val``, min(K, 4) of the rows that do not train, as Lin et al. cut theirs.
+`K-shot-seed-S-val`, min(K, 4) of the rows that do not train, as Lin et al. cut theirs.
 Imported index files replace the computed draw of the same name, in whatever order they are given, and the
 table's manifest says which file each came from. Reads index files; the algorithm is `spaner.cache`'s.
 """
@@ -40,7 +40,7 @@ def draw_shots(config: ExtractConfig, dataset: Dataset) -> tuple[int, ...] | Non
 def draws_of(
     config: ExtractConfig, dataset: Dataset, splits: dict[str, Split]
 ) -> tuple[Draws, dict[str, str]]:
-    """The draws of ``train`` and ``val``, and for every imported one the name of its file.
+    """The draws of `train` and `val`, and for every imported one the name of its file.
 
     Raises:
         DatasetError: an index file that is not there, or whose name tells no shots and seed.
@@ -112,7 +112,7 @@ def index_files(given: Sequence[Path]) -> list[Path]:
 
 
 def draw_name(file: Path) -> str:
-    """``16-shot-seed-1`` of ``shot_16-seed_1.json`` or ``seed1/16shots/train.jsonl``."""
+    """`16-shot-seed-1` of `shot_16-seed_1.json` or `seed1/16shots/train.jsonl`."""
     told = "/".join(file.parts[-3:])
     shots = next((match for match in (pattern.search(told) for pattern in SHOTS) if match), None)
     seed = SEED.search(told)

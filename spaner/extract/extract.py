@@ -31,7 +31,7 @@ def extract(
     beforehand: Callable[[list[TableSummary]], None] | None = None,
     **overrides: Any,
 ) -> Summary:
-    """Extract what ``config`` asks for; ``overrides`` are fields of ``ExtractConfig``.
+    """Extract what `config` asks for; `overrides` are fields of `ExtractConfig`.
 
     Args:
         beforehand: is told rows and bytes of every table of tokens, which are large, before anything is
@@ -70,7 +70,7 @@ def extract(
 
 
 def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> ExtractConfig:
-    """``config`` with ``overrides`` in place; paths may be strings.
+    """`config` with `overrides` in place; paths may be strings.
 
     Raises:
         RecipeError: an override that is no field.

@@ -29,7 +29,7 @@ from spaner.progress import Progress
 
 
 def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
-    """The encoder that the user, else the data set, wants for ``modality``."""
+    """The encoder that the user, else the data set, wants for `modality`."""
     modality = "image" if config.tokens is not None else modality
     modality = "text" if modality == captions.MODALITY else modality
     name = config.encoder or dataset.encoders.get(modality, "open_clip")

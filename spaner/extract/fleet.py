@@ -31,7 +31,7 @@ TRIES = 3
 
 
 def lead(config: ExtractConfig, progress: Progress) -> Summary:
-    """Fill the cache with ``config.processes`` workers, or one for each of ``config.devices``.
+    """Fill the cache with `config.processes` workers, or one for each of `config.devices`.
 
     Raises:
         SpanerError: what a worker raised. RunError: a worker that dies again and again.

@@ -1,6 +1,6 @@
 """Are the files still those that the rows were made of?
 
-When a row is encoded, size and time of its file are kept beside it, and with ``--check content`` the first 8
+When a row is encoded, size and time of its file are kept beside it, and with `--check content` the first 8
 bytes of the file's SHA-256. When a table is continued or asked for again they are compared: a half-done table
 encodes the chunks of changed files again, so that old and new rows never mix; a finished one is refused.
 """

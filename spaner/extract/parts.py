@@ -68,7 +68,7 @@ def _check(config: ExtractConfig) -> None:
 
 
 def parsed(text: str) -> tuple[int, int]:
-    """``3/64`` as (2, 64).
+    """`3/64` as (2, 64).
 
     Raises:
         RecipeError: anything else.

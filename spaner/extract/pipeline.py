@@ -116,7 +116,7 @@ def opened(split: Split, encoder: Encoder, views: int, seed: int) -> Callable[[i
 
 
 def fill(writer: Sink, feed: Feed, tick: Callable[[int], None]) -> None:
-    """Encode and write every pending chunk. ``tick`` is told the rows of each finished batch.
+    """Encode and write every pending chunk. `tick` is told the rows of each finished batch.
 
     Raises:
         EncoderError: a value too large for the stored type.
@@ -148,7 +148,7 @@ def _batches(writer: Sink, feed: Feed, pool: ThreadPoolExecutor) -> Iterator[Bat
 def _mapped(
     pool: ThreadPoolExecutor, work: Callable[[int], Any], rows: Iterable[int], depth: int
 ) -> Iterator[Any]:
-    """``map`` over threads, in order, at most ``depth`` results ahead of the reader."""
+    """`map` over threads, in order, at most `depth` results ahead of the reader."""
     waiting: deque[Future[Any]] = deque()
     for row in rows:
         waiting.append(pool.submit(work, row))

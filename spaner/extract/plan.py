@@ -84,7 +84,7 @@ class TablePlan:
 
 
 def listed(config: ExtractConfig) -> Dataset:
-    """The data set that ``config`` names.
+    """The data set that `config` names.
 
     Raises:
         DatasetError: an unknown name, or what its reader found missing or contradictory.
@@ -186,7 +186,7 @@ def _texts(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
 
 
 def destination(config: ExtractConfig, dataset: Dataset) -> Path:
-    """``--cache``, else ``cache/NAME``, with the largest number of shots behind NAME where rows are drawn."""
+    """`--cache`, else `cache/NAME`, with the largest number of shots behind NAME where rows are drawn."""
     if config.cache is not None:
         return Path(config.cache)
     shots = draw_shots(config, dataset)

@@ -1,7 +1,7 @@
 """Facts measured while extracting: does a row depend on its batch, and what did lower precision change?
 
 *Purity*: a few rows, spread over the table, are encoded alone and in other company; the largest relative
-difference ``|a - b| / |b|`` is stored. Rounding makes it some 1e-6 in float32 and some 1e-2 in bfloat16 (8
+difference `|a - b| / |b|` is stored. Rounding makes it some 1e-6 in float32 and some 1e-2 in bfloat16 (8
 bits of mantissa through a dozen layers); an encoder that looks at its neighbours gives 0.1 and more. The
 limits lie between. *Agreement*: the cosine between rows in lower precision and in float32.
 """
@@ -28,12 +28,12 @@ Probe = Callable[[int], Tensor | str]
 
 
 def spread(rows: int, count: int) -> list[int]:
-    """``count`` row numbers (or all) evenly over ``rows``, first and last among them."""
+    """`count` row numbers (or all) evenly over `rows`, first and last among them."""
     return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count)).round()})
 
 
 def difference(rows: np.ndarray, reference: np.ndarray) -> float:
-    """Largest ``|a - b| / |b|`` over pairs of rows; pairs that are both not finite agree."""
+    """Largest `|a - b| / |b|` over pairs of rows; pairs that are both not finite agree."""
     known = np.isfinite(rows).all(axis=-1) | np.isfinite(reference).all(axis=-1)
     rows, reference = rows[known], reference[known]
     rows, reference = rows.astype(np.float64), reference.astype(np.float64)

@@ -2,7 +2,7 @@
 metadata and listings anew.
 
 The encoder is rebuilt from the table's manifest, its weights compared by hash before a byte is written. What
-cannot be mended without the settings of the extraction is named: the same ``spaner extract`` mends that.
+cannot be mended without the settings of the extraction is named: the same `spaner extract` mends that.
 """
 
 from collections.abc import Callable

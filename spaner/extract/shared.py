@@ -1,7 +1,7 @@
 """The stored plan: what many processes need to know to fill one cache together, worked out once.
 
 Whoever comes first lists the data set, begins every table in the cache (with its complete listing) and
-writes the plan beside it, ``.<cache>.plan.json``. Everybody else reads that: ids and labels stay in the
+writes the plan beside it, `.<cache>.plan.json`. Everybody else reads that: ids and labels stay in the
 tables and are read row by row, so that joining costs the same whatever the number of rows. The plan goes when
 all is sealed.
 """
@@ -146,7 +146,7 @@ def planning(path: Path) -> Lock | Claim:
 
 @contextmanager
 def joined(config: ExtractConfig, share: tuple[int, int]) -> Iterator[tuple[SharedPlan, Lock | Claim]]:
-    """Hold share (r, W) of the work on ``config.cache``; the plan is made by whoever comes first.
+    """Hold share (r, W) of the work on `config.cache`; the plan is made by whoever comes first.
 
     Raises:
         Busy: another process holds this share, or shares out by another number.

@@ -1,6 +1,6 @@
 """Prompt templates: named sets, or the lines of a user's file. Words only; learned prompts are another thing.
 
-The sets lie in ``templates.json``, verbatim and in the order in which they become a text table's views:
+The sets lie in `templates.json`, verbatim and in the order in which they become a text table's views:
 
     vanilla, classname   one each: "a photo of a {}." and "{}"
     mined                21, found for ImageNet by Lin et al. (arXiv:2301.06267)
@@ -47,10 +47,10 @@ def tables(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def templates(name: str) -> list[str]:
-    """The templates of a named set or of a file, each holding exactly one ``{}``.
+    """The templates of a named set or of a file, each holding exactly one `{}`.
 
     Raises:
-        DatasetError: unknown set, no such file, or a line without exactly one ``{}``.
+        DatasetError: unknown set, no such file, or a line without exactly one `{}`.
     """
     if name in NAMES:
         return json.loads((files("spaner.extract") / "templates.json").read_text(encoding="utf-8"))[name]

@@ -1,8 +1,8 @@
 """Class names in templates as a split of strings: rows are classes, views are templates.
 
 Each distinct string of a chunk is encoded once, in batches of similar length, so that a causal tower's
-batches can be cut short. Columns that a sealed table of the same cache already holds (``vanilla`` is one of
-``mined``) are copied.
+batches can be cut short. Columns that a sealed table of the same cache already holds (`vanilla` is one of
+`mined`) are copied.
 """
 
 from collections.abc import Sequence

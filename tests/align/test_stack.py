@@ -16,7 +16,7 @@ from spaner.align.train import stack
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.task import scale_of, task
-from spaner.errors import RecipeError, RunError
+from spaner.errors import RecipeError
 
 CPU = torch.device("cpu")
 SAME: dict[str, Any] = {"heads": 4, "epochs": 2, "batch_size": 64, "prompt_length": 3, "device": "cpu"}
@@ -74,7 +74,7 @@ def test_every_cell_of_a_stack_is_its_single_run_in_double_precision(data, setti
     together = stack.optimise_stack(sets[0], material, asked, CPU)
     for model, single, config, history in zip(*sets, asked, together, strict=True):
         alone = optimise(single, material, config, CPU)
-        assert not isinstance(history, RunError)
+        assert history is not None
         assert [list(entry) for entry in history] == [list(entry) for entry in alone]
         for a, b in zip(history, alone, strict=True):
             assert a == pytest.approx(b, rel=1e-9)
@@ -87,7 +87,7 @@ def test_every_cell_of_a_stack_is_its_single_run_in_double_precision(data, setti
 def test_metrics_and_facts_of_a_stacked_cell_are_those_of_its_single_run(cache, data, precision):
     asked = configs(precision=precision, epochs=3)
     for config, run in zip(asked, stack.fit_stack(data, asked), strict=True):
-        assert not isinstance(run, RunError)
+        assert run is not None
         alone = fit(cache, config)
         left, right = evaluate(run, cache), evaluate(alone, cache)
         loose = 1e-4 if precision == "float32" else 1e-2
@@ -102,16 +102,14 @@ def test_metrics_and_facts_of_a_stacked_cell_are_those_of_its_single_run(cache, 
         assert run.name == alone.name
 
 
-def test_a_cell_whose_loss_is_not_finite_fails_alone(data):
+def test_a_cell_whose_loss_is_not_finite_drops_out_alone(data):
     quick = TrainConfig(**SAME)
     healthy, broken, other = stack.fit_stack(data, [quick, quick.replace(lr=1e30), quick.replace(seed=2)])
-    assert isinstance(broken, RunError)
-    assert "in epoch 1 of 2" in str(broken)
-    assert "lower lr (now 1e+30)" in str(broken)
+    assert broken is None
     for run, config in ((healthy, quick), (other, quick.replace(seed=2))):
-        assert not isinstance(run, RunError)
+        assert run is not None
         (single,) = stack.fit_stack(data, [config])
-        assert not isinstance(single, RunError)
+        assert single is not None
         assert torch.isfinite(weights(run.model)).all()
         assert run.history[-1]["loss"] == pytest.approx(single.history[-1]["loss"], rel=1e-5)
 

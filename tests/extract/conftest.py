@@ -31,7 +31,7 @@ def picture(seed: int, size: tuple[int, int] = (41, 37)) -> Image.Image:
 
 
 def fill_folder(folder: Path, count: int, seed: int) -> None:
-    """``count`` JPEG files 0.jpg …"""
+    """`count` JPEG files 0.jpg …"""
     folder.mkdir(parents=True)
     for i in range(count):
         picture(seed + i).save(folder / f"{i}.jpg")

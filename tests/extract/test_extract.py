@@ -26,7 +26,7 @@ from tests.extract.conftest import CLASSES, fill_folder, picture
 
 @pytest.fixture
 def extract(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``extract`` with the tiny model and small chunks, in an empty working directory."""
+    """`extract` with the tiny model and small chunks, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     small = {"model": str(tiny_model), "pretrained": "random", "chunk_rows": 4, "batch_size": 3}
 

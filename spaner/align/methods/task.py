@@ -81,7 +81,7 @@ class Query:
 class Companion:
     """Rows of a further modality, for joint training.
 
-    Training sample i has the rows ``samples.x[start[i] : start[i] + count[i]]``, none where it lacks the
+    Training sample i has the rows `samples.x[start[i] : start[i] + count[i]]`, none where it lacks the
     modality; with `start` and `count` None it has every row of its class.
     """
 

@@ -140,9 +140,8 @@ def _run_stack(
     if parent is not None:
         _watch(parent)
     with _one_thread():
-        if len(cells) > 1 and _run_as_one(cache, cells, frozen):
-            return len(cells)
-        for cell in cells:
+        alone = _left_by_stack(cache, cells, frozen) if len(cells) > 1 else cells
+        for cell in alone:
             try:
                 _write(cell, _scored(_fit(cache, cell.config, towers), cache, frozen, cell, towers))
             except SpanerError as error:
@@ -150,18 +149,16 @@ def _run_stack(
     return len(cells)
 
 
-def _run_as_one(cache: Path, cells: list[Cell], frozen: dict[str, Any] | None) -> bool:
-    """Whether the stack could be trained at all; a cell whose loss is not finite fails alone."""
+def _left_by_stack(cache: Path, cells: list[Cell], frozen: dict[str, Any] | None) -> list[Cell]:
+    """Train and score cells as one; those that have to be trained alone, all where no stack can be built."""
     try:
         runs = fit_stack(_task(cache, cells[0].config), [cell.config for cell in cells])
     except SpanerError:
-        return False
+        return cells
     for cell, run in zip(cells, runs, strict=True):
-        if isinstance(run, RunError):
-            _write(cell, {"status": "failed", "reason": str(run)})
-        else:
+        if run is not None:
             _write(cell, _scored(run, cache, frozen, cell))
-    return True
+    return [cell for cell, run in zip(cells, runs, strict=True) if run is None]
 
 
 def _fit(cache: Path, config: TrainConfig, towers: Towers | None = None) -> Run:

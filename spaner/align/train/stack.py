@@ -4,7 +4,7 @@ Cells may differ in the settings marked `stacks`; everything that decides shapes
 must agree. Each cell is built exactly as alone, keeps its own parameters, optimiser state, learning rate and
 random order, and its update is the one it would have made alone: the loss of one cell has no gradient in
 another. What differs is the order of sums inside the products, so a stacked cell equals its single run within
-rounding. A cell whose loss stops being finite fails alone; the others go on.
+rounding. A cell whose loss stops being finite drops out alone; trained by itself it tells why.
 
 Needs the memory of K cells, and tokens (K, B, P + 1, D) that a single run does not keep. On a CPU, processes
 with a thread each are faster.
@@ -49,11 +49,11 @@ def shape(config: TrainConfig) -> str | None:
     return str({name: value for name, value in config.to_json().items() if name not in free})
 
 
-def fit_stack(data: Task, configs: Sequence[TrainConfig]) -> list[Run | RunError]:
+def fit_stack(data: Task, configs: Sequence[TrainConfig]) -> list[Run | None]:
     """`train.fit` for configurations of one `shape`; `Run.seconds` is a cell's share of the time.
 
     Returns:
-        A run for every configuration, in order; a RunError in its place where the loss was not finite.
+        A run for every configuration, in order; None where the loss was not finite: `train.fit` tells why.
 
     Raises:
         SpanerError: as `fit`, for the first configuration that cannot be built.
@@ -66,7 +66,7 @@ def fit_stack(data: Task, configs: Sequence[TrainConfig]) -> list[Run | RunError
     histories = optimise_stack(models, pairs_of(data), configs, device)
     seconds = (time.perf_counter() - started) / len(configs)
     return [
-        history if isinstance(history, RunError) else _finished(config, model, task, history, seconds)
+        None if history is None else _finished(config, model, task, history, seconds)
         for config, model, task, history in zip(configs, models, tasks, histories, strict=True)
     ]
 
@@ -84,11 +84,11 @@ def optimise_stack(
     settings: Sequence[TrainConfig],
     device: torch.device,
     progress: Progress | None = None,
-) -> list[list[dict[str, float]] | RunError]:
+) -> list[list[dict[str, float]] | None]:
     """`loop.optimise` for models of one shape on the same pairs, each with its own settings.
 
     Returns:
-        For every model its history, or the RunError that `optimise` would have raised.
+        For every model its history; None where `optimise` would have raised, the loss not being finite.
 
     Raises:
         RunError: fewer than two samples.
@@ -97,7 +97,7 @@ def optimise_stack(
     program = _Program(models, settings, precision)
     drawn = (torch.stack(each) for each in zip(*(draws(pairs, s) for s in settings), strict=True))
     histories: list[list[dict[str, float]]] = [[] for _ in models]
-    failed: dict[int, RunError] = {}
+    lost: set[int] = set()
     for epoch, (means, fraction) in enumerate(passes(pairs, drawn, settings[0], device, program.step), 1):
         for cell, values in enumerate(torch.stack(list(means.values()), 1).tolist()):
             entry = {
@@ -108,12 +108,12 @@ def optimise_stack(
             histories[cell].append(entry)
             try:
                 check_finite(entry, settings[cell])
-            except RunError as error:
-                failed.setdefault(cell, error)
+            except RunError:
+                lost.add(cell)
         if progress:
             mean = math.fsum(history[-1]["loss"] for history in histories) / len(histories)
             progress(epoch, settings[0].epochs, f"mean loss {mean:.4f}")
-    return [failed.get(cell, history) for cell, history in enumerate(histories)]
+    return [None if cell in lost else history for cell, history in enumerate(histories)]
 
 
 class _Program:

@@ -6,7 +6,7 @@
 
 Lines of one image are its captions, and so are several columns; an empty field of several is none. Caption k
 of an image (from 0, in the order of the list) is the row "ID#k" of `caption/SPLIT`, of the image's class.
-Captions often come without classes: then there is no column ``label``, and every image is of the one class
+Captions often come without classes: then there is no column `label`, and every image is of the one class
 "image", which can be scored and not trained on.
 
 Reads columns of lines that were read already. It opens no image and encodes nothing.

@@ -65,7 +65,7 @@ PARTS = ("train", "val", "test")
 
 
 def read(argument: str, root: Path | None = None, *, allow_outside: bool = False, **_: object) -> Dataset:
-    """Read ``coop:NAME`` or ``coop:PATH``; a PATH's images are relative to ``root``, else to its folder.
+    """Read `coop:NAME` or `coop:PATH`; a PATH's images are relative to `root`, else to its folder.
 
     Raises:
         DatasetError: no such name or file, another layout, or a list that contradicts itself.
@@ -117,7 +117,7 @@ def _found(name: str, known: Known, root: Path | None) -> tuple[Path, Path]:
 
 
 def _listed(file: Path) -> dict[str, Rows]:
-    """The rows of a ``split_zhou_*.json``."""
+    """The rows of a `split_zhou_*.json`."""
     found = parsed(file)
     if not isinstance(found, dict) or not found or not all(isinstance(part, list) for part in found.values()):
         raise DatasetError(_another_layout(file, type(found).__name__))
@@ -163,7 +163,7 @@ def _class_names(file: Path, rows: dict[str, Rows]) -> list[str]:
 
 
 def _aircraft(base: Path) -> dict[str, Rows]:
-    """FGVC Aircraft's own lists: lines ``number variant``, labelled by the line of ``variants.txt``."""
+    """FGVC Aircraft's own lists: lines `number variant`, labelled by the line of `variants.txt`."""
     label_of = {name: label for label, (_, name) in enumerate(lines(base / "variants.txt"))}
     rows: dict[str, Rows] = {}
     for split in PARTS:

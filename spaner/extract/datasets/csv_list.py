@@ -1,10 +1,10 @@
-"""A CSV manifest: one line per image or sound, columns ``path``, ``label``, ``split`` and, if wanted, ``id``.
+"""A CSV manifest: one line per image or sound, columns `path`, `label`, `split` and, if wanted, `id`.
 
-With ``--modality-column NAME`` that column says of which modality a line is: lines of one id are one sample,
-and a sample may lack any of them. With ``--caption-column NAME`` that column holds sentences about the image
-(`captions`). Paths are relative to the CSV file (or to ``--data-root``); labels are
+With `--modality-column NAME` that column says of which modality a line is: lines of one id are one sample,
+and a sample may lack any of them. With `--caption-column NAME` that column holds sentences about the image
+(`captions`). Paths are relative to the CSV file (or to `--data-root`); labels are
 class names, numbered in sorted order ("_" is read as a space). A file that does not exist becomes a failed
-row. Without ``id`` the path is the id. ``Train``, ``valid`` and ``validation`` mean train and val. Only what
+row. Without `id` the path is the id. `Train`, `valid` and `validation` mean train and val. Only what
 is listed is looked at.
 """
 
@@ -36,7 +36,7 @@ def read(
     caption_column: tuple[str, ...] | None = None,
     **_: object,
 ) -> Dataset:
-    """Read ``csv:PATH``.
+    """Read `csv:PATH`.
 
     Raises:
         DatasetError: file or column missing, no rows, duplicate ids, absolute ids, a class that train lacks,
@@ -137,7 +137,7 @@ def _splits(
 
 
 def _rows(file: Path, column: str | None) -> list[dict[str, str]]:
-    """The lines as dictionaries with an ``id`` and a ``modality``."""
+    """The lines as dictionaries with an `id` and a `modality`."""
     columns = (*COLUMNS, column) if column else COLUMNS
     rows = [_row(file, line, row, column) for line, row in table(file, columns)]
     if not rows:

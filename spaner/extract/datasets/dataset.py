@@ -1,9 +1,9 @@
 """Data sets: what a reader hands to the extraction, and the registry of readers.
 
-A reader is a function ``read(argument, root, *, holdout, seed, allow_outside, …) -> Dataset``, named in
-``DATASETS`` or by an installed package (entry-point group ``spaner.datasets``). ``argument`` is what follows
-the colon of the user's ``name:argument`` ("" without one), ``root`` is the folder of ``--data-root`` or None;
-a reader ignores what it does not need (``**_``). It lists files and labels; nothing is opened before its row
+A reader is a function `read(argument, root, *, holdout, seed, allow_outside, …) -> Dataset`, named in
+`DATASETS` or by an installed package (entry-point group `spaner.datasets`). `argument` is what follows
+the colon of the user's `name:argument` ("" without one), `root` is the folder of `--data-root` or None;
+a reader ignores what it does not need (`**_`). It lists files and labels; nothing is opened before its row
 is extracted. It encodes nothing and draws no few-shot subset.
 """
 
@@ -74,9 +74,9 @@ class Split:
 
     Attributes:
         ids: N stable names, unique, relative (posix) where they are paths; never an absolute path.
-        labels: (N,) int32, indices into ``Dataset.class_names``.
-        open: id -> payload: an RGB ``PIL.Image`` | ``str`` | ``(waveform float32 (channels, samples) in [-1,
-            1], rate in Hz)`` | an ``audio.Recording``, which decodes no more than the encoder needs. Any
+        labels: (N,) int32, indices into `Dataset.class_names`.
+        open: id -> payload: an RGB `PIL.Image` | `str` | `(waveform float32 (channels, samples) in [-1,
+            1], rate in Hz)` | an `audio.Recording`, which decodes no more than the encoder needs. Any
             plain exception makes it a failed row, the exception's first line being the reason.
         stat: id -> size in bytes and time of the last change (ns since 1970) of the file behind it, to see
             later whether it is still the same; None where there is no file.
@@ -165,7 +165,7 @@ def read(
     modality_column: str | None = None,
     caption_column: tuple[str, ...] | None = None,
 ) -> Dataset:
-    """Read a data set by the name a user types: ``digits``, ``imagenet``, ``folder:PATH``, ``csv:PATH`` …
+    """Read a data set by the name a user types: `digits`, `imagenet`, `folder:PATH`, `csv:PATH` …
 
     A "~" at the start of a path is the home folder. A split without rows is left out.
 

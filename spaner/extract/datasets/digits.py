@@ -5,12 +5,12 @@ encoder was pretrained and that no split contains, 700 for "train", 997 for "tes
 names. Further views have a row for every scan, under its id, so that a sample is seen in many ways:
 
     table     the scan's 64 intensities as numbers
-    strokes   points of its skeleton, a set without order (see ``strokes``)
+    strokes   points of its skeleton, a set without order (see `strokes`)
     path      the same points in an order in which a pen could have drawn them
-    speech    the digit said aloud, synthesised (``speech``)
-    morse     the digit keyed in Morse code, synthesised (``morse``)
+    speech    the digit said aloud, synthesised (`speech`)
+    morse     the digit keyed in Morse code, synthesised (`morse`)
 
-Audio: the telephone's key tones, synthesised (``dtmf``), the same number for each digit, under ids of their
+Audio: the telephone's key tones, synthesised (`dtmf`), the same number for each digit, under ids of their
 own. Scans and what is derived from them are real; speech, keying and tones share the digit with a scan and
 nothing else, and nobody made them: say so where their numbers are shown.
 """

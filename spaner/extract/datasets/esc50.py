@@ -62,7 +62,7 @@ IMAGENET_ESC = (  # ImageNet index, class name and text, ESC-50 category, whethe
 def read(
     argument: str = "", root: Path | None = None, *, allow_outside: bool = False, **_: object
 ) -> Dataset:
-    """Read ESC-50 at `argument`, else `root`, else ``$ESC50_ROOT``, else ``data/esc50``.
+    """Read ESC-50 at `argument`, else `root`, else `$ESC50_ROOT`, else `data/esc50`.
 
     Raises:
         DatasetError: no listing there, a column or value missing, no rows, no sound files.

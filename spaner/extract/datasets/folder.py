@@ -3,8 +3,8 @@
     photos/cat/1.jpg  photos/dog/2.jpg                     one seeded, stratified holdout becomes "test"
     photos/train/cat/1.jpg  photos/test/dog/2.jpg          the splits are the folders (train, val, test)
 
-A class is named like its folder, with "_" read as a space, unless ``classes.txt`` in the folder gives lines
-``folder_name  display name``, in label order. If files end like sounds, the data set is one of sounds, else
+A class is named like its folder, with "_" read as a space, unless `classes.txt` in the folder gives lines
+`folder_name  display name`, in label order. If files end like sounds, the data set is one of sounds, else
 one of images. What is no sample by its ending, hidden, or beside and below the class folders is left out and
 counted; every other file is a row, which fails with its reason if it is no sample after all.
 """
@@ -31,7 +31,7 @@ Classes = dict[str, list[str]]
 def read(
     argument: str, root: Path | None = None, *, holdout: float = 0.2, seed: int = 0, **_: object
 ) -> Dataset:
-    """Read ``folder:PATH``; a relative PATH is looked for under ``root`` if that is given.
+    """Read `folder:PATH`; a relative PATH is looked for under `root` if that is given.
 
     Raises:
         DatasetError: PATH missing, no class folders, an empty one, or a class in test that train lacks.
@@ -179,7 +179,7 @@ def _split(base: Path, classes: Classes, folders: list[str]) -> Split:
 
 
 def held_out(split: Split, share: float, seed: int) -> dict[str, Split]:
-    """Train and test: of each class ``share`` of the rows, at least one where it has two."""
+    """Train and test: of each class `share` of the rows, at least one where it has two."""
     if not 0 <= share < 1:
         raise DatasetError(f"--holdout {share}: expected a share of 0 to below 1; type `--holdout 0.2`")
     if share == 0:

@@ -2,7 +2,7 @@
 
     train/<wnid>/*        training images, classes sorted by wnid, files sorted by name
     val/<wnid>/*          validation images, which are the test rows of every published number; or, as
-    distributed, val/*                 50,000 files in one folder and a list of their classes (``_listed``)
+    distributed, val/*                 50,000 files in one folder and a list of their classes (`_listed`)
 
 Class names are CLIP's curated ones, which open_clip carries; the order of wnids comes with timm, so a tree
 with eight of the thousand folders gets the right eight names. Reads no image and downloads nothing.
@@ -26,7 +26,7 @@ LIST_FOLDERS = ("", "val", "data", "ILSVRC2012_devkit_t12/data", "devkit/data", 
 
 
 def read(argument: str = "", root: Path | None = None, **_: object) -> Dataset:
-    """Read the tree at ``root``, else ``$IMAGENET_ROOT``, else ``data/imagenet``.
+    """Read the tree at `root`, else `$IMAGENET_ROOT`, else `data/imagenet`.
 
     Raises:
         DatasetError: no tree there, a class folder or split without files, a flat val without its list.
@@ -52,7 +52,7 @@ def read(argument: str = "", root: Path | None = None, **_: object) -> Dataset:
 
 
 def _base(root: Path) -> Path:
-    """The folder that holds ``train`` and ``val``."""
+    """The folder that holds `train` and `val`."""
     for inside in INSIDE:
         if (root / inside / "train").is_dir() and (root / inside / "val").is_dir():
             return root / inside
@@ -84,7 +84,7 @@ def _folders(base: Path, split: str, left_out: LeftOut) -> list[str]:
 def _foldered(
     base: Path, split: str, wnids: list[str], folders: list[str], left_out: LeftOut
 ) -> tuple[list[str], np.ndarray]:
-    """Ids and labels of ``split/<wnid>/*``."""
+    """Ids and labels of `split/<wnid>/*`."""
     if not folders:
         raise DatasetError(
             f"{base / split}: found no class folders; expected {split}/<wnid>/*.JPEG; check --data-root"
@@ -108,7 +108,7 @@ def _foldered(
 def _flat(
     base: Path, wnids: list[str], names: list[str], left_out: LeftOut
 ) -> tuple[tuple[list[str], np.ndarray], str]:
-    """Ids and labels of ``val/*``, and the name of the list that gave the labels."""
+    """Ids and labels of `val/*`, and the name of the list that gave the labels."""
     if not names:
         raise DatasetError(
             f"{base / 'val'}: found no files; expected val/<wnid>/… or val/*.JPEG; unpack the val images"
@@ -144,10 +144,10 @@ def _flat_labels(base: Path, names: list[str], wnids: list[str]) -> tuple[dict[s
 def _listed(file: Path, names: list[str]) -> list[tuple[str, str]]:
     """File stem and class of every line of
 
-    - ``LOC_val_solution.csv`` (Kaggle): ``ImageId,PredictionString``, a wnid first in the second column;
-    - ``val.txt``: ``file label`` with a wnid or a number counted from 0 in sorted wnid order;
-    - ``ILSVRC2012_validation_ground_truth.txt`` (devkit): one ILSVRC id per line for the sorted file names.
-      These ids are *not* in wnid order, so the devkit's ``meta.mat`` or ``map_clsloc.txt`` must lie beside
+    - `LOC_val_solution.csv` (Kaggle): `ImageId,PredictionString`, a wnid first in the second column;
+    - `val.txt`: `file label` with a wnid or a number counted from 0 in sorted wnid order;
+    - `ILSVRC2012_validation_ground_truth.txt` (devkit): one ILSVRC id per line for the sorted file names.
+      These ids are *not* in wnid order, so the devkit's `meta.mat` or `map_clsloc.txt` must lie beside
       it.
     """
     if file.name == LISTS[0]:

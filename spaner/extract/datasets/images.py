@@ -1,10 +1,10 @@
 """Pictures: files to 8-bit RGB, and the place of a random crop. Needs Pillow and NumPy, no torch.
 
-Decoding follows what CLIP's own pipeline does with a healthy file (``convert("RGB")``, transparency dropped,
+Decoding follows what CLIP's own pipeline does with a healthy file (`convert("RGB")`, transparency dropped,
 first frame of an animation) and adds what that leaves out: EXIF rotation, 16-bit grey scaled to 8 bits
 instead of clipped, a reason in plain words for every file that cannot be used.
 
-Read are the formats of ``FORMATS`` and no others, whatever a file is called: Pillow would start Ghostscript
+Read are the formats of `FORMATS` and no others, whatever a file is called: Pillow would start Ghostscript
 for PostScript. What a picture takes in memory is computed from its header before a pixel is allocated.
 """
 
@@ -40,13 +40,13 @@ class BadImage(ValueError):
 
 
 def image_split(root: Path, ids: Sequence[str], labels: np.ndarray) -> Split:
-    """A split of image files: ids are paths relative to ``root``, decoded when opened."""
+    """A split of image files: ids are paths relative to `root`, decoded when opened."""
     split = file_split(ids, labels, lambda key: root / key, decode)
     return replace(split, files=SampleFolder(root, "image"))
 
 
 def decode(path: Path) -> Image.Image:
-    """The file's picture as 8-bit RGB, turned upright. Run it inside ``quiet()``: Pillow warns about odd
+    """The file's picture as 8-bit RGB, turned upright. Run it inside `quiet()`: Pillow warns about odd
     files.
 
     Raises:
@@ -169,7 +169,7 @@ def resized_crop(
 ) -> tuple[int, int, int, int, bool]:
     """Where a random-resized-crop view lies: (left, top, width, height, mirrored), pure in its arguments.
 
-    Its share of the area is uniform in ``scale``, its aspect log-uniform from 3/4 to 4/3. Where ten draws
+    Its share of the area is uniform in `scale`, its aspect log-uniform from 3/4 to 4/3. Where ten draws
     do not fit into a long picture, the middle of it is taken.
 
     Args:

@@ -1,4 +1,4 @@
-"""A folder of several modalities: one folder each, and in it what ``folder`` reads, split folders or classes.
+"""A folder of several modalities: one folder each, and in it what `folder` reads, split folders or classes.
 
     things/image/train/cat/001.jpg    things/image/test/dog/002.jpg
     things/audio/train/cat/001.wav    things/audio/test/dog/003.wav
@@ -23,7 +23,7 @@ from spaner.extract.datasets.tree import look
 
 
 def read(argument: str, root: Path | None = None, **options: Any) -> Dataset:
-    """Read ``folder:PATH``, of one modality or of several.
+    """Read `folder:PATH`, of one modality or of several.
 
     Raises:
         DatasetError: as `folder.read`; two files of one modality and split that have one id.

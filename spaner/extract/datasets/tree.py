@@ -1,6 +1,6 @@
 """What lies in a folder of samples: class folders, files that are rows, and what is neither, counted.
 
-Nothing is passed over in silence: whatever is no row lands in ``left_out`` (see `Dataset`) with a count and
+Nothing is passed over in silence: whatever is no row lands in `left_out` (see `Dataset`) with a count and
 an example. Links are followed. A link to nothing, a pipe or a socket is a row all the same, which fails with
 its reason when it is opened: a sample that was lost should be seen. Reads directories, never a file.
 """

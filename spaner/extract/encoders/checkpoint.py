@@ -1,7 +1,7 @@
 """Tensors out of a checkpoint file, without ever running code from it.
 
-Read are safetensors, what ``torch.load(weights_only=True)`` accepts (with NumPy scalars beside the weights,
-which training scripts leave there), and TorchScript archives such as OpenAI's ``ViT-B-16.pt``: their tensors
+Read are safetensors, what `torch.load(weights_only=True)` accepts (with NumPy scalars beside the weights,
+which training scripts leave there), and TorchScript archives such as OpenAI's `ViT-B-16.pt`: their tensors
 are taken out of the zip, their code is not compiled. Wrappers that training leaves around a state dict
 ("state_dict", "module.", "_orig_mod.") are taken off. Knows no model; does not download.
 """

@@ -48,7 +48,7 @@ def load(
     """Load the image or text tower of an open_clip model, or the blocks of its image tower up to `tokens`.
 
     Raises:
-        EncoderError: another modality, or what ``resolve``, ``build`` and ``tokenizer_of`` raise.
+        EncoderError: another modality, or what `resolve`, `build` and `tokenizer_of` raise.
     """
     if modality not in ("image", "text"):
         raise EncoderError(f"--encoder open_clip: no encoder for {modality}; expected image or text")
@@ -282,7 +282,7 @@ def prompt_tower(model: Any, tokenize: Any, name: str, sha256: str) -> PromptTow
 
 
 def encode_short(tower: Any, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-    """What ``encode_text`` gives, computed up to the last end-of-text token (the largest id)."""
+    """What `encode_text` gives, computed up to the last end-of-text token (the largest id)."""
     ends = tokens.argmax(dim=-1)
     length = int(ends.max()) + 1
     dtype = tower.transformer.get_cast_dtype()
@@ -299,14 +299,14 @@ def encode_short(tower: Any, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]
 
 
 def _tower(model: nn.Module) -> nn.Module:
-    """What maps pictures to rows: the image tower alone where that is all of ``encode_image``."""
+    """What maps pictures to rows: the image tower alone where that is all of `encode_image`."""
     if type(model) in (open_clip.CLIP, open_clip.CustomTextCLIP):
         return model.visual  # pyright: ignore[reportReturnType]
     return _EncodeImage(model)
 
 
 class _EncodeImage(nn.Module):
-    """``encode_image`` of a model that does more there than run its image tower (CoCa)."""
+    """`encode_image` of a model that does more there than run its image tower (CoCa)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

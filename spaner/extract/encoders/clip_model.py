@@ -1,8 +1,8 @@
 """An open_clip model and its tokenizer, built from a resolved source: strictly, offline where files are here.
 
 Weights must fit the configuration entry by entry: positions of another resolution or context length are
-refused, not interpolated, since they give other rows under the same name. Finds no files (``clip_weights``)
-and encodes nothing (``clip``).
+refused, not interpolated, since they give other rows under the same name. Finds no files (`clip_weights`)
+and encodes nothing (`clip`).
 """
 
 import hashlib
@@ -137,7 +137,7 @@ def silent_log() -> Iterator[None]:
 
 
 def tokenizer_of(source: Source, folder: Path | None = None) -> Callable[..., Tensor]:
-    """The model's tokenizer: CLIP's own ships with open_clip, others lie on the hub or in ``folder``.
+    """The model's tokenizer: CLIP's own ships with open_clip, others lie on the hub or in `folder`.
 
     Raises:
         EncoderError: neither here nor in reach, or a folder without one.

@@ -1,9 +1,9 @@
 """Where an open_clip model's configuration and weights come from, and the hash that identifies them.
 
-Understands what open_clip does: built-in names with pretrained tags, ``hf-hub:ORG/NAME``, ``local-dir:PATH``;
-and a config JSON file, a checkpoint file, or both at once. ``TAG=FILE`` reads the weights of a tag from a
+Understands what open_clip does: built-in names with pretrained tags, `hf-hub:ORG/NAME`, `local-dir:PATH`;
+and a config JSON file, a checkpoint file, or both at once. `TAG=FILE` reads the weights of a tag from a
 file, with the activation and preprocessing that belong to the tag. Random weights must be asked for by name.
-What is inside a weights file is the matter of ``checkpoint``.
+What is inside a weights file is the matter of `checkpoint`.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ OWN_FILES = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
 )
-DEFAULT_TAG = "openai"  # of ``ExtractConfig.pretrained``; a model that brings weights takes it for "its own"
+DEFAULT_TAG = "openai"  # of `ExtractConfig.pretrained`; a model that brings weights takes it for "its own"
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 QUICK = "-quickgelu"
 
@@ -45,11 +45,11 @@ class Source:
     """A model resolved, nothing built yet.
 
     Attributes:
-        name: for ``EncoderSpec.name``; ends in "-quickgelu" where that activation is used, since it changes
+        name: for `EncoderSpec.name`; ends in "-quickgelu" where that activation is used, since it changes
             rows.
-        label: for ``EncoderSpec.weights``: the tag, "random", "file:NAME", "hf-hub" or "local-dir".
-        config: ``{"model_cfg": …, "preprocess_cfg": …}``, the layout of an ``open_clip_config.json``.
-        tokenizer: what ``open_clip.get_tokenizer`` takes; None: read ``config``.
+        label: for `EncoderSpec.weights`: the tag, "random", "file:NAME", "hf-hub" or "local-dir".
+        config: `{"model_cfg": …, "preprocess_cfg": …}`, the layout of an `open_clip_config.json`.
+        tokenizer: what `open_clip.get_tokenizer` takes; None: read `config`.
         checkpoint: file with the weights; None: random ones.
         note: what to tell the user of a choice that the file does not decide; "" where it does.
     """
@@ -63,7 +63,7 @@ class Source:
 
 
 def resolve(model: str, pretrained: str) -> Source:
-    """Find the configuration of ``model`` and the file of ``pretrained``, downloading it if it is not there.
+    """Find the configuration of `model` and the file of `pretrained`, downloading it if it is not there.
 
     Raises:
         EncoderError: unknown model or tag, missing file, or weights that are neither here nor reachable.
@@ -174,7 +174,7 @@ def _from_folder(model: str, pretrained: str) -> Source:
 
 
 def _beside(model: str, pretrained: str, label: str, own: Callable[[], Path]) -> tuple[Path | None, str]:
-    """Weights for a model that brings some: ``own`` unless a file or "random" was asked for.
+    """Weights for a model that brings some: `own` unless a file or "random" was asked for.
 
     Raises:
         EncoderError: a name that is none of these; `DEFAULT_TAG` stands for nothing asked.
@@ -210,7 +210,7 @@ def _in_folder(folder: Path, model: str) -> Path:
 
 
 def _from_hub(model: str, pretrained: str) -> Source:
-    """``hf-hub:ORG/NAME``, or ``hf-hub:ORG/NAME@REVISION``."""
+    """`hf-hub:ORG/NAME`, or `hf-hub:ORG/NAME@REVISION`."""
     repository, _, revision = model.removeprefix("hf-hub:").partition("@")
     try:
         huggingface_hub.utils.validate_repo_id(repository)
@@ -228,7 +228,7 @@ def _from_hub(model: str, pretrained: str) -> Source:
 
 
 def _file_or_random(pretrained: str, model: str) -> tuple[Path | None, str]:
-    """Checkpoint and label of weights that are no tag of ``model``."""
+    """Checkpoint and label of weights that are no tag of `model`."""
     if pretrained == "random":
         return None, "random"
     file = Path(pretrained).expanduser()

@@ -1,9 +1,9 @@
 """Encoders: what one must offer, and the registry that finds it by name.
 
-An entry is "module:attr", a function ``load(modality, *, model, weights, precision, device, seed, …) ->
-Encoder``; it ignores what it does not need (``**_``). Packages add their own under the entry-point group
-``spaner.encoders``. Built-in and foreign entries are loaded alike, when first asked for, and every one must
-pass ``tests/extract/test_encoder_contract.py``.
+An entry is "module:attr", a function `load(modality, *, model, weights, precision, device, seed, …) ->
+Encoder`; it ignores what it does not need (`**_`). Packages add their own under the entry-point group
+`spaner.encoders`. Built-in and foreign entries are loaded alike, when first asked for, and every one must
+pass `tests/extract/test_encoder_contract.py`.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ under `spaner.text_towers`."""
 
 
 class Encoder(Protocol):
-    """A frozen encoder of one modality: a row depends on a payload and ``spec``, never on its neighbours."""
+    """A frozen encoder of one modality: a row depends on a payload and `spec`, never on its neighbours."""
 
     spec: EncoderSpec
 
     def prepare(self, payload: Any, view: int, key: str, seed: int) -> Tensor:
         """One view of one payload as a CPU tensor: pure in its arguments, called from many threads.
 
-        Views above 0 are random; they draw from ``key`` (the sample's id), ``view`` and ``seed`` alone. A
+        Views above 0 are random; they draw from `key` (the sample's id), `view` and `seed` alone. A
         payload that cannot be used raises a plain exception, whose first line becomes the failed row's
         reason.
         """
@@ -66,12 +66,12 @@ def load(
     seed: int = 0,
     **options: Any,
 ) -> Encoder:
-    """Load the encoder ``name`` for ``modality`` ("image", "text", "audio").
+    """Load the encoder `name` for `modality` ("image", "text", "audio").
 
     Args:
-        weights: a pretrained tag, a checkpoint file, or "random" (seeded by ``seed``).
+        weights: a pretrained tag, a checkpoint file, or "random" (seeded by `seed`).
         precision: auto, float32, bfloat16 or float16.
-        options: what only some encoders know, e.g. ``audio_seconds``.
+        options: what only some encoders know, e.g. `audio_seconds`.
 
     Raises:
         EncoderError: unknown name, model or weights, or nothing to load them from.
@@ -82,7 +82,7 @@ def load(
 
 
 def text_tower(name: str, **options: Any) -> Any:
-    """The text tower of the encoder ``name``, frozen, through which gradients can go.
+    """The text tower of the encoder `name`, frozen, through which gradients can go.
 
     Args:
         options: model, weights, precision, device and seed, as for `load`.

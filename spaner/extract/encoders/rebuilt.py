@@ -80,7 +80,7 @@ def _check_named(
 
 
 def _own_options(spec: EncoderSpec) -> dict[str, Any]:
-    """What only some encoders are told, such as ``--audio-seconds``, read back from the spec."""
+    """What only some encoders are told, such as `--audio-seconds`, read back from the spec."""
     if spec.modality == "image":
         said = {n: spec.preprocessing[n] for n in ("crop_scale", "feature") if n in spec.preprocessing}
         return said | ({} if block_of(spec) is None else {"tokens": block_of(spec)})
