@@ -1,13 +1,13 @@
 """`spaner search`: words, a picture or a sound in, the nearest rows of an index out."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
 
 from spaner.cli import console
 from spaner.cli.embed import DEVICE, MODEL, TOKENIZER, WEIGHTS, encoder_files
-from spaner.errors import RecipeError
+from spaner.errors import DatasetError, RecipeError
 
 
 def search(
@@ -66,12 +66,22 @@ def asker_of(opened: Any, run: str | None, files: Any = None) -> Any:
 
 
 def ask(asker: Any, query: str) -> Any:
-    """A question from words, or from the file of that name."""
+    """A question from words, or from the file of that name.
+
+    Raises:
+        DatasetError: a picture or a sound is named that is not there.
+    """
+    from spaner.extract.datasets.tree import PICTURES, SOUNDS
+
     try:
         is_file = Path(query).is_file()
     except (OSError, ValueError):  # words are no path that a disk could have
         is_file = False
-    return asker.file(Path(query)) if is_file else asker.words(query)
+    if is_file:
+        return asker.file(Path(query))
+    if PurePath(query).suffix.lower() in PICTURES | SOUNDS:  # a slip in a path is no words to search for
+        raise DatasetError(f"{query}: no such file; expected a picture or a sound, or words; check the path")
+    return asker.words(query)
 
 
 def found(opened: Any, asker: Any, asked: Any, *, space: str, k: int, which: Any, exact: bool) -> list[Any]:

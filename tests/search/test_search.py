@@ -10,6 +10,7 @@ import pytest
 
 import spaner
 from spaner.align.train.run import Run
+from spaner.cli.search import ask
 from spaner.errors import CacheError, DatasetError, Mismatch, RunError
 from spaner.search import approximate
 from spaner.search.exact import nearest, nearest_of_many
@@ -267,6 +268,11 @@ def test_questions_that_are_none(run: Run, tmp_path: Path) -> None:
         asker.words("  ")
     with pytest.raises(DatasetError, match="characters"):
         asker.words("x" * 100_000_000)
+
+
+def test_a_file_that_is_not_there_is_not_searched_for_as_words() -> None:
+    with pytest.raises(DatasetError, match=r"photos/gone\.PNG: no such file; expected a picture or a sound"):
+        ask(None, "photos/gone.PNG")
 
 
 def test_folders_that_are_no_index(
