@@ -1,6 +1,7 @@
 """A synthetic cache of ImageNet's size and CLIP's geometry: what the speed benchmarks train and evaluate on.
 
     python benchmarks/synthetic.py cache/synthetic16
+    python benchmarks/synthetic.py cache/falling16 --spectrum 0.5    noise that falls along directions
 
 Every vector is made up, from one seed, in seconds; the manifest says so (`synthetic`), and no number got from
 it says anything about images. What is CLIP's: class vectors lie in a low-rank subspace; images and texts
@@ -15,6 +16,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -50,24 +52,24 @@ Noise = Callable[[int], Float[np.ndarray, "n D"]]
 class Space:
     """Directions and class vectors; text and image rows are drawn around them."""
 
-    def __init__(self, classes: int, dim: int, seed: int) -> None:
+    def __init__(self, classes: int, dim: int, seed: int, spectrum: float = 0.0) -> None:
         self.draw = np.random.default_rng(seed)
         rank = min(GEOMETRY["rank"], dim - 3)
         directions = np.linalg.qr(self.draw.standard_normal((dim, rank + 3)))[0].T.astype(np.float32)
         self.frame = directions
         self.common, self.image_offset, self.text_offset = directions[:3]
         self.basis = directions[3:]
+        fall = np.arange(1, rank + 1, dtype=np.float32) ** np.float32(-spectrum)
+        self.fall = fall * np.float32(np.sqrt(rank / (fall**2).sum()))
         self.classes = self.inside(classes)
         self.classes /= np.linalg.norm(self.classes, axis=1, keepdims=True)
 
-    def inside(self, count: int) -> Float[np.ndarray, "n D"]:
-        """Random vectors of expected length 1 in the subspace of class vectors."""
+    def inside(self, count: int, fall: np.ndarray | None = None) -> Float[np.ndarray, "n D"]:
+        """Random vectors of expected length 1 in the subspace of class vectors, along each direction alike or
+        as `fall` says."""
         rank = len(self.basis)
-        return (
-            self.draw.standard_normal((count, rank), dtype=np.float32)
-            @ self.basis
-            / np.float32(np.sqrt(rank))
-        )
+        drawn = self.draw.standard_normal((count, rank), dtype=np.float32)
+        return (drawn if fall is None else drawn * fall) @ self.basis / np.float32(np.sqrt(rank))
 
     def outside(self, count: int) -> Float[np.ndarray, "n D"]:
         """Random vectors of expected length 1 in all directions."""
@@ -78,7 +80,7 @@ class Space:
         """Raw rows: class, noise of the image, noise of each view above 0."""
         g, count = GEOMETRY, len(labels)
         rows = g["image_class"] * self.classes[labels]
-        rows += g["image_inside"] * self.inside(count) + g["image_outside"] * self.outside(count)
+        rows += g["image_inside"] * self.inside(count, self.fall) + g["image_outside"] * self.outside(count)
         rows += g["common"] * self.common + g["gap"] * self.image_offset
         shifted = [rows + g["view"] * self.inside(count) for _ in range(views - 1)]
         return np.float32(NORM) * np.stack([rows, *shifted], axis=1)
@@ -104,13 +106,17 @@ def make(
     dim: int = 512,
     test_rows: int = 50_000,
     seed: int = 0,
+    spectrum: float = 0.0,
 ) -> None:
     """Write image/train, image/test, text/mined, text/vanilla and text/classname, all float16.
+
+    Args:
+        spectrum: how fast the noise of images falls along the directions of the classes' subspace; 0: not.
 
     Raises:
         Mismatch: another cache is there.
     """
-    space = Space(classes, dim, seed)
+    space = Space(classes, dim, seed, spectrum)
     mined = templates("mined")
     filled, name = space.texts(len(mined))
     vanilla = templates("vanilla")
@@ -118,7 +124,7 @@ def make(
     everything = np.arange(classes, dtype=np.int32)
     train, test = np.repeat(everything, shots), np.resize(everything, test_rows)
     with caches.create(path, "synthetic-imagenet", names) as cache:
-        image, text = (_spec(modality, dim, seed) for modality in ("image", "text"))
+        image, text = (_spec(modality, dim, seed, spectrum) for modality in ("image", "text"))
         cache.add("text", "mined", filled, everything, encoder=text, views=mined, dtype="float16")
         one = filled[:, [mined.index(vanilla[0])]]
         cache.add("text", "vanilla", one, everything, encoder=text, views=vanilla, dtype="float16")
@@ -130,8 +136,9 @@ def make(
             cache.add("image", split, rows, labels, ids, encoder=image, views=named)
 
 
-def _spec(modality: str, dim: int, seed: int) -> EncoderSpec:
-    recipe = {"geometry": GEOMETRY, "norm": NORM, "seed": seed, "dim": dim}
+def _spec(modality: str, dim: int, seed: int, spectrum: float) -> EncoderSpec:
+    recipe: dict[str, Any] = {"geometry": GEOMETRY, "norm": NORM, "seed": seed, "dim": dim}
+    recipe |= {"spectrum": spectrum} if spectrum else {}
     return EncoderSpec(
         name="synthetic-clip",
         weights=f"seed:{seed}",
@@ -152,6 +159,7 @@ def main() -> None:
     defaults = {"classes": 1_000, "shots": 16, "views": 2, "dim": 512, "test_rows": 50_000, "seed": 0}
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
+    parser.add_argument("--spectrum", type=float, default=0.0, help="see `make`; default 0")
     options = vars(parser.parse_args())
     started = time.perf_counter()
     make(**options)
