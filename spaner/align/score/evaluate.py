@@ -288,7 +288,9 @@ def _result(found: dict[str, metrics.Match], cache: caches.Cache, name: str) -> 
     table = cache.table(name)
     scores: dict[str, Any] = dict.fromkeys(("text", "semantic"))
     scores |= {kind: metrics.summary(match) | calibration.of_match(match) for kind, match in found.items()}
-    text, semantic, labels = scores["text"], scores["semantic"], table.labels[table.ok]
+    text, semantic = scores["text"], scores["semantic"]
+    # changed towers have failures of their own
+    labels = found["text"].labels if found else table.labels[table.ok]
     return {
         **scores,
         "gap": None if semantic is None else text["accuracy"] - semantic["accuracy"],
