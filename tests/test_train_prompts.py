@@ -160,6 +160,42 @@ def test_a_tower_method_has_its_cosine_and_stands_under_shift(few: Path, tmp_pat
     assert asked == pytest.approx([text["accuracy"]] * 2), "the same rows under another name"
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in towers of twelve narrow blocks, which the published settings reach into."""
+    folder = tmp_path_factory.mktemp("deep")
+    sides = {side: pictured.MODEL[side] | {"layers": 12} for side in ("vision_cfg", "text_cfg")}
+    pictured.build(folder, pictured.MODEL | sides | {"embed_dim": 24})
+    pictured.tokens(folder, 0)
+    return folder
+
+
+def test_methods_inside_both_towers_stand_in_the_papers_tables(deep: Path, tmp_path: Path) -> None:
+    """Each beside its published row, in numbers of its own, those of `evaluate`, and not the frozen ones."""
+    published = {"maple": "MaPLe", "mma": "MMA"}
+    told: Any = {"seeds": (1,), "epochs": 1, "methods": tuple(published), "towers": pictured.towers(deep)}
+    data = deep / "cache"
+    kinds = {"table1": ("text", "semantic", "gap"), "table2": ("text_cosine",), "table4": ("text", "photos")}
+    for artifact, columns in kinds.items():
+        shift: Any = {"shift": (data,)} if artifact == "table4" else {}
+        made = reproduce(Setup(artifact, "photos", data, tmp_path / "made", **told, **shift))
+        rows = {row.name: row for _, group in made.tables[0].groups for row in group}
+        for method, name in published.items():
+            run = checkpoint.load(next((tmp_path / "made" / "runs").glob(f"*{method}*")))
+            metrics: Any = run.metrics
+            text, ours = metrics["text"], [plain(rows[method].numbers[column]) for column in columns]
+            expected = {
+                "table1": [text["accuracy"], metrics["semantic"]["accuracy"], metrics["gap"]],
+                "table2": [text["positive_cosine"]],
+                "table4": [text["accuracy"]] * 2,
+            }
+            assert ours == pytest.approx(expected[artifact], abs=1e-4)
+            assert text["positive_cosine"] != metrics["zero_shot"]["text"]["positive_cosine"]
+            told_by_paper = rows[name].numbers if name in rows else {}
+            assert ("text" in columns) == (told_by_paper.get("text") is not None)
+    assert plain(rows["MMA"].numbers["text"]) == pytest.approx(0.71)
+
+
 @pytest.mark.parametrize("method", ["campe", "campe_lite", "zero_shot", "coop"])
 def test_negation_is_measured_on_test_rows(few: Path, tmp_path: Path, method: str) -> None:
     """Against a loop over rows; a method that makes no negated forms and has no space has no number."""

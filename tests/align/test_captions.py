@@ -33,6 +33,7 @@ from spaner.extract import texts
 from spaner.extract.datasets import digits
 from spaner.extract.datasets.dataset import Split, read
 from tests.conftest import Outcome, made_up_spec
+from tests.extract.conftest import TINY
 
 WORDINGS = ("a photo of the number {}.", "a {} in white ink", "{}, drawn by hand", "the digit {}")
 
@@ -235,6 +236,36 @@ def test_captions_that_the_encoder_cuts_are_counted_and_named() -> None:
     ]
     told.cuts = lambda text: False
     assert texts.cut_captions(told, split, "caption/train") == []
+
+
+def test_captions_longer_than_a_real_encoders_window_are_cut_and_named(
+    listed: Path, cli: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """By a small CLIP of 19 tokens: what lies behind them makes no difference to a row."""
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    shutil.copytree(listed.parent, tmp_path / "here", ignore=shutil.ignore_patterns("cache"))
+    with (tmp_path / "here" / "list.csv").open(newline="") as stream:
+        image = next(csv.DictReader(stream))
+    long = " ".join(["very"] * 30)
+    with (tmp_path / "here" / "list.csv").open("a", newline="") as stream:
+        said = (f"{long} white", f"{long} black", "white", "black")
+        csv.writer(stream).writerows([*[*image.values()][:3], each] for each in said)
+    model = ("--model", tmp_path / "tiny.json", "--pretrained", "random", "--device", "cpu")
+    told = ("--caption-column", "caption", *model)
+    done = cli(
+        "extract", "--dataset", f"csv:{tmp_path / 'here' / 'list.csv'}", *told, "--cache", tmp_path / "c"
+    )
+    assert done.status == 0, done.err
+    with spaner.cache.open(tmp_path / "c") as opened:
+        table = opened.table("caption/train")
+        own = [row for row, name in enumerate(table.ids) if name.startswith(image["path"])][-4:]
+        first, second, *short = table.read(np.array(own))[:, 0].astype(np.float32)
+    told_of = (
+        f"2 of {table.rows:,} captions longer than the encoder reads are cut, first {table.ids[own[0]]}:"
+    )
+    assert f"caption/train: {told_of}" in " ".join(done.err.split())
+    assert np.array_equal(first, second)
+    assert not np.allclose(*short, atol=1e-3)
 
 
 def caption_commands() -> list[str]:

@@ -43,6 +43,15 @@ INSIDE = {
 """Small towers have few blocks, and random ones need stronger adapters."""
 
 
+HELD = {
+    "clip_adapter": {"ratio"},
+    "cross_modal": {"origin", "wise_ft"},
+    "task_res": {"alpha"},
+    "tip_adapter_f": {"alpha", "beta", "labels"},
+}
+"""What a method saves beside what its steps move."""
+
+
 def settings(method: str) -> dict:
     """Few rows, and of what makes a fit quick all that the method has."""
     chosen = {name for kind in parts_of(method) for name in grids(kind)}
@@ -179,6 +188,19 @@ def test_a_missing_tensor_is_refused(run, folder, tmp_path):
 def test_the_same_seed_gives_the_same_bits(run, fitted):
     again = fitted().model.state()
     assert all(torch.equal(tensor, again[name]) for name, tensor in run.model.state().items())
+
+
+def test_its_steps_move_all_that_it_trains(method, fitted):
+    """Against steps too short to see, or the first of them; on all rows, so that the last step is kept and no
+    validation rows can prefer the start."""
+    known = TrainConfig(**settings(method)).to_json()
+    short = {"lr": 1e-12} if "lr" in known else {"iterations": 1} if "iterations" in known else None
+    if short is None:
+        pytest.skip("it takes no steps of its own")
+    few = {"shots": None} | ({"epochs": 2} if "epochs" in known else {})
+    still, moved = fitted(**few | short).model.state(), fitted(**few).model.state()
+    held = {name for name, tensor in moved.items() if torch.equal(tensor, still[name])}
+    assert held == HELD.get(method, set())
 
 
 def test_test_rows_are_out_of_reach(run, fitted, cache, tmp_path):

@@ -1,5 +1,6 @@
 """Token tables: `spaner extract --tokens`, and who reads them."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -228,3 +229,36 @@ class TestRefusals:
         line = ["train", "--method", "mma", "--cache", folder / "cache", "--text-model", folder / "tiny.json"]
         done = cli(*line, "--out", tmp_path / "run")
         assert (done.status, done.err.count("\n")) == (1, 1)
+
+    @pytest.mark.parametrize(
+        ("method", "options", "line"),
+        [
+            ("coop", "--text-model other.json", "hand in the tower of that encoder: `--text-model` and"),
+            ("mma", "--text-model other.json", "made by another encoder: name 'open_clip/tiny@"),
+            ("coop", "", "was a config file; type `--text-model PATH/TO/CONFIG.json`"),
+            ("campe", "--text-model tiny.json --blocks 1 --words= --context 30", "reads 19; use at most"),
+            (
+                "maple",
+                "--text-model tiny.json --depth 3",
+                "holds image-block1/test, image-block1/train; expected",
+            ),
+            ("maple", "--text-model tiny.json --depth 3 --pixels folder:nowhere", "folder:nowhere"),
+            ("campe", "--text-model tiny.json --blocks 5", "embeddings of 23 numbers do not fall into 5"),
+        ],
+    )
+    def test_the_command_says_it_in_a_line(
+        self,
+        kept: Path,
+        cli: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+        options: str,
+        line: str,
+    ) -> None:
+        monkeypatch.chdir(kept)
+        other = pictured.MODEL | {"text_cfg": pictured.MODEL["text_cfg"] | {"layers": 2}}
+        Path("other.json").write_text(json.dumps(other))
+        done = cli("train", "--cache", "cache", "--method", method, *options.split(), "--out", "run")
+        assert (done.status, done.err.count("\n")) == (1, 1), done.err
+        assert line in done.err
+        assert not Path("run").exists()
