@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 
 COLUMNS = ["method", "shots", "text", "semantic", "gap", "cosine", "margin", "ECE", "shift", "H"]
 COLUMNS += ["parameters", "seconds", "chosen by"]
-SAID = {"image_to_caption": "image, caption", "caption_to_image": "caption, image", "negation": "negation"}
-"""Columns of caches with captions (recall@1) or negated forms."""
+SAID = {
+    "ece_fitted": "ECE fitted",
+    "image_to_caption": "image, caption",
+    "caption_to_image": "caption, image",
+    "negation": "negation",
+}
+"""Columns of caches with validation rows (ECE at their temperature), captions (recall@1), negated forms."""
 
 
 def compare(

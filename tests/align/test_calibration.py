@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spaner.align.score import metrics
-from spaner.align.score.calibration import COLDEST, HOTTEST, calibration, ece, nll, of_match, temperature
+from spaner.align.score.calibration import COLDEST, HOTTEST, ece, nll, of_match, temperature
 from spaner.errors import DatasetError
 
 N, C = 211, 7
@@ -53,10 +53,12 @@ def test_temperature_finds_the_scale_that_labels_were_drawn_with():
     assert temperature(20 * logits, labels) == pytest.approx(20, rel=0.05)
     best = temperature(20 * logits, labels)
     assert all(nll(20 * logits, labels, best) < nll(20 * logits, labels, best * f) for f in (0.99, 1.01))
-    found = calibration(20 * logits, labels, (20 * logits[:5000], labels[:5000]))
-    assert found["ece_fitted"] < 0.02 < 0.2 < found["ece"]
-    assert found["nll_fitted"] < found["chance_nll"] < found["nll"]
-    assert found["chance_nll"] == pytest.approx(math.log(C))
+    fitted = temperature(20 * logits[:5000], labels[:5000])
+    found = of_match(metrics.match_scores(logits, labels, scale=20, temperature=fitted))
+    numbers = [found[name] for name in ("ece_fitted", "ece", "nll_fitted", "nll")]
+    assert None not in numbers
+    assert numbers[0] < 0.02 < 0.2 < numbers[1]
+    assert numbers[2] < math.log(C) < numbers[3]
 
 
 def test_a_collapsed_space_fools_ece_but_not_nll():
@@ -94,13 +96,17 @@ def test_a_match_knows_its_calibration(block: int, monkeypatch: pytest.MonkeyPat
     labels = rng.integers(0, C, N)
     cosines = metrics.unit(rows, "rows") @ metrics.unit(classes, "classes").T
     for more in (None, added):
-        found = of_match(metrics.match(rows, classes, labels, added=more, scale=12.5))
+        found = of_match(metrics.match(rows, classes, labels, added=more, scale=12.5, temperature=1.7))
         logits = 12.5 * (cosines if more is None else cosines + more)
-        assert found == pytest.approx({"ece": ece(logits, labels), "nll": nll(logits, labels)}, rel=1e-5)
+        expected = {"ece": ece(logits, labels), "nll": nll(logits, labels)}
+        expected |= {"ece_fitted": ece(logits / 1.7, labels), "nll_fitted": nll(logits, labels, 1.7)}
+        assert found == pytest.approx(expected, rel=1e-5)
     values, labels = scores()
     found = of_match(metrics.match_scores(values / 3, labels, scale=3))
-    assert found == pytest.approx({"ece": ece(values, labels), "nll": nll(values, labels)}, rel=1e-5)
-    assert of_match(metrics.match(rows, classes, labels)) == {"ece": None, "nll": None}
+    unfitted = {"ece_fitted": None, "nll_fitted": None}
+    known = {key: value for key, value in found.items() if key not in unfitted}
+    assert known == pytest.approx({"ece": ece(values, labels), "nll": nll(values, labels)}, rel=1e-5)
+    assert of_match(metrics.match(rows, classes, labels)) == {"ece": None, "nll": None, **unfitted}
 
 
 def test_a_class_that_a_head_never_saw_is_a_large_surprise_and_no_warning():

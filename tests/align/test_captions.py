@@ -371,3 +371,11 @@ def test_from_a_list_to_recall(
     assert done.status == 0, done.err
     assert "no text was trained" in done.out
     assert "caption, image" in done.out
+    done = cli("report", "runs/plain", "--out", "plain.html")
+    assert done.status == 0, done.err
+    with next(Path.cwd().rglob("numbers.csv")).open(newline="") as stream:
+        ways = {n["row"]: float(n["value"]) for n in csv.DictReader(stream) if n["number"] == "recall@1"}
+    assert ways["image → caption"] < 0.9, "by id, not by a class that all rows share"
+    head = Path("plain.html").read_text().partition("<section")[0]
+    assert "mean recall@1 by id" in head
+    assert "chance" not in head

@@ -121,6 +121,8 @@ def test_result_says_what_was_tested(cache, run):
             "centred_cosine",
             "ece",
             "nll",
+            "ece_fitted",
+            "nll_fitted",
         }
     )
 

@@ -50,7 +50,7 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("report")
     clip_like.build(place / "cache", per_class=3)
     for seed in (1, 2):
-        train(place / "cache", place / "runs" / f"seed-{seed}", seed=seed)
+        train(place / "cache", place / "runs" / f"seed-{seed}", seed=seed, shots=1)
     grid = {"prompt_length": [1, 2], "aligner": ["attention", "hyena"], "templates": ["mined", "vanilla"]}
     sweep(place / "cache", grid, SETTINGS, place / "sweep", workers=1, backend="threading")
     return place
@@ -136,6 +136,21 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean(tables, entries):
     assert mean.origin["seed"] == "1, 2"
 
 
+def test_confidence_stands_beside_that_at_the_temperature_of_validation_rows(entries, tables):
+    assert all(entry.run.temperature for entry in entries)
+    rows = {row.name: row.numbers for row in tables["calibration"].rows}
+    for entry in entries:
+        found, run = rows[entry.name], entry.run
+        for key in ("ece", "nll", "ece_fitted", "nll_fitted"):
+            recorded = run.metrics["text"][key]
+            told = found[key] and found[key].value
+            assert told == (recorded if recorded is None else pytest.approx(recorded, rel=1e-3)), (
+                entry.name,
+                key,
+            )
+        assert (found["temperature"] is None) == (run.temperature is None) == (found["nll_fitted"] is None)
+
+
 def test_collapse_controls_stand_beside_every_cosine(tables):
     keys = {column.key for column in tables["cosine"].columns}
     for kind in ("text", "semantic"):
@@ -156,7 +171,7 @@ def test_every_number_says_where_it_comes_from(tables, entries):
 
 def test_the_command_repeats_the_run(entries):
     command = train_command(entries[1])
-    assert command == "spaner train --cache cache --seed 2 --heads 4 --epochs 2 --batch-size 32"
+    assert command == "spaner train --cache cache --shots 1 --seed 2 --heads 4 --epochs 2 --batch-size 32"
 
 
 def test_the_command_repeats_the_sweep(place):

@@ -11,7 +11,7 @@ It reads run folders and sealed caches. It draws nothing and writes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, permutations
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from spaner import cache as caches
-from spaner.align.score import evaluate, geometry, metrics, retrieval
+from spaner.align.score import calibration, captions, evaluate, geometry, metrics, retrieval
 from spaner.align.score.confusion import confusion_matrix, most_confused_pairs
 from spaner.align.score.intervals import Number, bootstrap, paired_difference
 from spaner.align.score.space import coherence_of, joint_of
@@ -259,7 +259,7 @@ def _measured(space: Any, cache: caches.Cache, table: str, sides: dict[str, list
         matches=matches,
         scores=scores_of(matches, cache.class_names),
         pairs=[_pair(a, b, rows[a][0], rows[b][0]) for a, b in combinations(rows, 2)],
-        directions=[_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)],
+        directions=_directions(rows, cache.class_names),
         plane=_plane(rows, len(cache.class_names)) if rows else None,
         beside=evaluate.beside_classes(space, cache, table),
         **(_together(space, cache, list(sides), table) if space.has_space else {}),
@@ -299,7 +299,9 @@ def _numbers(match: metrics.Match) -> dict[str, Number | float]:
     sure: dict[str, Number | float] = {
         name: bootstrap(values, resamples=RESAMPLES) for name, values in per_row.items()
     }
-    return sure | ({"centred_cosine": metrics.centred_cosine(match)} if len(match.row_sum) else {})
+    centred = {"centred_cosine": metrics.centred_cosine(match)} if len(match.row_sum) else {}
+    known = {name: value for name, value in calibration.of_match(match).items() if value is not None}
+    return sure | centred | known
 
 
 def _rows(space: Any, cache: caches.Cache, names: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -311,6 +313,29 @@ def _rows(space: Any, cache: caches.Cache, names: list[str]) -> tuple[np.ndarray
         is_text = table.manifest.modality == "text"
         ids += list(cache.class_names) if is_text else table.ids[table.ok].tolist()
     return np.concatenate([x for x, _ in parts]), np.concatenate([labels for _, labels in parts]), ids
+
+
+def _directions(rows: Mapping[str, tuple], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every modality looks for every other's rows of the same class; in a list without classes, for those of
+    the same id, where two modalities share ids."""
+    if len(set(names)) > 1:
+        return [_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)]
+    by_id = _by_id(rows)
+    met = [(a, b) for a, b in permutations(by_id, 2) if np.isin(by_id[a][1], by_id[b][1]).any()]
+    return [_direction(a, b, by_id[a], by_id[b]) for a, b in met]
+
+
+def _by_id(rows: Mapping[str, tuple]) -> dict[str, tuple]:
+    """Rows with their sample for a class: among one class only, every row would be right."""
+    named = {
+        modality: [name.rpartition("#")[0] if modality == captions.MODALITY else name for name in ids]
+        for modality, (_, _, ids) in rows.items()
+    }
+    number = {name: place for place, name in enumerate(sorted(set().union(*named.values())))}
+    return {
+        modality: (x, np.array([number[name] for name in named[modality]]), ids)
+        for modality, (x, _, ids) in rows.items()
+    }
 
 
 def _pair(a: str, b: str, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -325,6 +350,7 @@ def _pair(a: str, b: str, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def _direction(a: str, b: str, queries: tuple, targets: tuple) -> dict[str, Any]:
+    """Retrieval of one modality by another, over the queries that have a target."""
     (x, x_labels, _), (y, y_labels, _) = queries, targets
     seen = np.isin(x_labels, y_labels)
     if not seen.any():

@@ -29,7 +29,9 @@ def benches(entries: Sequence[Entry]) -> list[tuple[Bench, list[Entry]]]:
 
 def heading(bench: Bench) -> str:
     """What a bench is, in a line."""
-    return f"{bench.dataset} · {bench.table} · {bench.rows:,} rows · {len(bench.class_names):,} classes"
+    classes = len(bench.class_names)
+    counted = f"{classes:,} {'class' if classes == 1 else 'classes'}"
+    return f"{bench.dataset} · {bench.table} · {bench.rows:,} rows · {counted}"
 
 
 def spaces(bench: Bench, members: Sequence[Entry]) -> dict[str, Measured]:

@@ -27,6 +27,7 @@ LISTED = 24
 TITLES = {
     "accuracy": ("Accuracy", "Class retrieval beside the paper's Table 1."),
     "cosine": ("Alignment", "How close rows come to their class: the paper's Table 2 and Figure 4."),
+    "calibration": ("Calibration", "Does a run know how sure it is?"),
     "modality_gap": ("Space", "Do the modalities share one space? The paper's Figure 2, with numbers."),
     "retrieval": ("Retrieval", "Every modality asks every other: the paper's Table 3."),
     "captions": ("Captions", "Does an image find its sentence, and is a sentence told from its negation?"),
@@ -39,8 +40,8 @@ def head(entries: Sequence[Entry], apart: Sequence[str]) -> str:
     """What was tested, one tile per run, and what must not be compared."""
     lines = []
     for bench, _ in benches(entries):
-        chance = text(Number(1 / len(bench.class_names)), "percent")
-        lines.append(f"{heading(bench)} · chance {chance} %")
+        chance = f" · chance {text(Number(1 / len(bench.class_names)), 'percent')} %"
+        lines.append(heading(bench) + (chance if len(set(bench.class_names)) > 1 else ""))
     said = "".join(f'<p class="lede faint">{escape(line)}</p>' for line in lines)
     tiles = "".join(_tile(entry) for entry in entries)
     paper = published.benchmark("imagenet")
@@ -66,7 +67,8 @@ def _tile(entry: Entry) -> str:
     if not entry.aligned.matches:
         ways = [way["recall@1"] for way in entry.aligned.directions]
         mean = text(Number(sum(ways) / len(ways)), "percent") if ways else "–"
-        about = f"{len(ways)} ordered pairs: mean recall@1, %; no text was trained"
+        by = "class" if len(set(entry.bench.class_names)) > 1 else "id"
+        about = f"{len(ways)} ordered pairs: mean recall@1 by {by}, %; no text was trained"
         return f'<li><span class="of">{name}</span><b>{mean}</b><span class="of">{about}</span></li>'
     accuracy = [text(accuracy_numbers(entry.aligned.scores)[kind], "percent") for kind in KINDS]
     gains = []

@@ -102,7 +102,8 @@ def directions(entries: Sequence[Entry], published: Published) -> ReportTable:
         "Retrieval between modalities",
         DIRECTIONS,
         _by_space(entries, ways, DIRECTIONS) + (_published_audio(heard, published) if heard else []),
-        "Text is one row per class, its bare name. Relevant means of the same class.",
+        "Text is one row per class, its bare name. Relevant means of the same class; in a list without "
+        "classes, of the same id.",
     )
 
 

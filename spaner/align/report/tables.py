@@ -10,6 +10,7 @@ seed of training when a mean is formed. Tables of the space itself are made by `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ COSINE = [
     for key, (_, title) in CONTROLS.items()
 ]
 
+CALIBRATION = [
+    Column("ece", "ECE", "percent"),
+    Column("nll", "NLL", "nats"),
+    Column("ece_fitted", "ECE fitted", "percent"),
+    Column("nll_fitted", "NLL fitted", "nats"),
+    Column("temperature", "temperature", "factor"),
+    Column("chance_nll", "chance NLL", "nats"),
+]
+
 Scores = Mapping[str, Any]
 """`evaluate`'s result, its numbers plain or with intervals; a kind, or a number, may be None or absent."""
 
@@ -80,7 +90,7 @@ def _score(scores: Scores, kind: str, name: str) -> Number | None:
 def tables(entries: Sequence[Entry]) -> list[ReportTable]:
     """All tables of the measured runs; those without a row are left out."""
     named = [entry for entry in entries if entry.aligned.matches]
-    found = [_accuracy(named), _cosines(named)] if named else []
+    found = [_accuracy(named), _cosines(named), _calibration(named)] if named else []
     found += [space_tables.pairs(entries), space_tables.directions(entries, _published)]
     found += many_tables.matrices(entries)
     more = [
@@ -123,6 +133,25 @@ def _cosines(entries: Sequence[Entry]) -> ReportTable:
         "A collapsed space has cosine 1 to everything. So beside each cosine: "
         "the margin to the hardest wrong class, the mean cosine to all wrong classes, "
         "and the cosine after both means are removed.",
+    )
+
+
+def _calibration(entries: Sequence[Entry]) -> ReportTable:
+    def numbers(entry: Entry, *, frozen: bool) -> dict[str, Cell]:
+        found = {
+            column.key: _score(_scores(entry, frozen=frozen), "text", column.key) for column in CALIBRATION
+        }
+        found["temperature"] = None if frozen else Number.of(entry.run.temperature)
+        return found | {"chance_nll": Number(math.log(len(entry.bench.class_names)))}
+
+    return ReportTable(
+        "calibration",
+        "Confidence in text retrieval",
+        CALIBRATION,
+        _groups(entries, numbers),
+        "ECE in percent over 15 bins, NLL in nats, at the logit scale that the run reports; fitted: after "
+        "division by one temperature, found on validation rows. A space that knows nothing has ECE 0 and "
+        "NLL ln C.",
     )
 
 

@@ -42,10 +42,16 @@ def ece(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], bins: i
 
 
 def of_match(found: Match) -> dict[str, float | None]:
-    """`ece` and `nll` of rows that were matched at a logit scale; None where they were not."""
-    if not len(found.confidence):
-        return {"ece": None, "nll": None}
-    return {"ece": _binned(found.confidence, found.credit, BINS), "nll": float(found.surprise.mean())}
+    """`ece` and `nll` of rows that were matched at a logit scale, `ece_fitted` and `nll_fitted` of the same
+    at a temperature; None where there was none."""
+
+    def numbers(confidence: np.ndarray, surprise: np.ndarray) -> tuple[float | None, float | None]:
+        if not len(confidence):
+            return None, None
+        return _binned(confidence, found.credit, BINS), float(surprise.mean())
+
+    both = numbers(found.confidence, found.surprise), numbers(found.fitted_confidence, found.fitted_surprise)
+    return dict(zip(("ece", "nll", "ece_fitted", "nll_fitted"), (*both[0], *both[1]), strict=True))
 
 
 def _binned(confidence: Float[np.ndarray, " N"], credit: Float[np.ndarray, " N"], bins: int) -> float:
@@ -94,29 +100,6 @@ def temperature(scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"])
     if slope(high) <= 0:
         return COLDEST
     return float(np.exp(-root_scalar(slope, bracket=(low, high), xtol=1e-10).root))
-
-
-def calibration(
-    scores: Float[np.ndarray, "N C"],
-    labels: Int[np.ndarray, " N"],
-    validation: tuple[Float[np.ndarray, "K C"], Int[np.ndarray, " K"]] | None = None,
-) -> dict[str, float]:
-    """`ece`, `nll` at the reported scale, and `chance_nll` ln C; with validation rows also the fitted
-    `temperature`, and `ece_fitted` and `nll_fitted` after division by it."""
-    found = {
-        "ece": ece(scores, labels),
-        "nll": nll(scores, labels),
-        "chance_nll": float(np.log(scores.shape[1])),
-    }
-    if validation is None:
-        return found
-    best = temperature(*validation)
-    fitted = {
-        "temperature": best,
-        "ece_fitted": ece(scores / best, labels),
-        "nll_fitted": nll(scores, labels, best),
-    }
-    return found | fitted
 
 
 def _checked(scores: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, "N C"]:

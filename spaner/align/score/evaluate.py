@@ -65,7 +65,8 @@ def evaluate(
 
     Returns:
         `text` and `semantic` (the numbers of `metrics.summary`, and `ece` and `nll` at the method's own logit
-        scale; None where an encoder has none; both None for a run without text), `gap`, `chance`, `ceiling`,
+        scale, None where an encoder has none, and `ece_fitted` and `nll_fitted` at the run's temperature,
+        None where no validation rows gave one; both None for a run without text), `gap`, `chance`, `ceiling`,
         `rows`, `failed`, `tested` (which table of which cache, by hash), `synthetic`, and `zero_shot` (the
         same without itself; None where the encoders share no space of their own). Where a prior joins the
         scores, `without_prior` holds the accuracies of the space alone. Where images have captions,
@@ -162,7 +163,7 @@ def _space_matches(
 ) -> Iterator[dict[str, metrics.Match]]:
     """Cosines in the space decide, and what a prior adds to them."""
     classes = {kind: class_vectors(run, cache, query) for kind, query in asking(cache).items()}
-    scale = _scale(run, table)
+    scales = _scales(run, table)
     asked = queries(cache) if joined else {}
     for features, labels in _blocks(table):
         rows = run.embed(table.manifest.modality, features)
@@ -173,7 +174,7 @@ def _space_matches(
                 labels,
                 cache.class_names,
                 added=run.prior(table.manifest.modality, features, asked[kind]) if asked else None,
-                scale=scale,
+                **scales,
             )
             for kind, vectors in classes.items()
         }
@@ -190,16 +191,19 @@ def _head_matches(run: Any, cache: caches.Cache, name: str, table: Any) -> Itera
                 run.scores(modality, features, asked[kind]),
                 labels,
                 cache.class_names,
-                scale=_scale(run, table),
+                **_scales(run, table),
                 cosines=cosines,
             )
             for kind in kinds
         }
 
 
-def _scale(run: Any, table: Any) -> float | None:
-    """How many units of a logit one unit of a score is; None where an encoder does not say."""
-    return table.manifest.encoder.logit_scale if isinstance(run, Frozen) else float(run.model.logit_scale)
+def _scales(run: Any, table: Any) -> dict[str, float | None]:
+    """How many units of a logit one unit of a score is, None where an encoder does not say; and the
+    temperature that a run found on its validation rows."""
+    if isinstance(run, Frozen):
+        return {"scale": table.manifest.encoder.logit_scale}
+    return {"scale": float(run.model.logit_scale), "temperature": run.temperature}
 
 
 def asking(cache: caches.Cache) -> dict[str, str]:

@@ -37,6 +37,10 @@ def _none() -> Float[np.ndarray, " 0"]:
     return np.empty(0)
 
 
+CERTAINTY = ("confidence", "surprise", "fitted_confidence", "fitted_surprise")
+"""Fields of a `Match` that say how sure each row was, as far as scale and temperature are known."""
+
+
 @dataclass(frozen=True)
 class Match:
     """What N rows found among C classes; N-vectors, one entry per row.
@@ -46,7 +50,8 @@ class Match:
     to classes of another name. `row_sum` and `target_sum` are sums over rows, from which the centred cosine
     follows; they are empty where cosines are known and vectors are not. All five are empty where scores are
     no cosines. `confidence` is the largest softmax probability and `surprise` the negative log probability of
-    the own class (nats), at a logit scale; empty without one.
+    the own class (nats), at a logit scale; empty without one. `fitted_confidence` and `fitted_surprise` are
+    the same after division by a temperature that was fitted elsewhere; empty without one.
     """
 
     labels: Int[np.ndarray, " N"]
@@ -60,6 +65,8 @@ class Match:
     target_sum: Float[np.ndarray, " E"] = field(default_factory=_none)
     confidence: Float[np.ndarray, " N"] = field(default_factory=_none)
     surprise: Float[np.ndarray, " N"] = field(default_factory=_none)
+    fitted_confidence: Float[np.ndarray, " N"] = field(default_factory=_none)
+    fitted_surprise: Float[np.ndarray, " N"] = field(default_factory=_none)
 
     @property
     def has_cosines(self) -> bool:
@@ -69,7 +76,7 @@ class Match:
     @staticmethod
     def join(parts: Sequence[Match]) -> Match:
         """The match of all rows from the matches of consecutive blocks."""
-        rows = ["labels", "predicted", "credit", "credit_by_name", "confidence", "surprise"]
+        rows = ["labels", "predicted", "credit", "credit_by_name", *CERTAINTY]
         if not parts[0].has_cosines:
             return Match(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in rows})
         rows += ["positive", "hardest", "negative"]
@@ -88,6 +95,7 @@ def match(
     names: Sequence[str] | None = None,
     added: Float[np.ndarray, "N C"] | None = None,
     scale: float | None = None,
+    temperature: float | None = None,
 ) -> Match:
     """Score every row against every class by cosine.
 
@@ -98,6 +106,7 @@ def match(
         names: class names; classes of equal name are no negatives of each other. Default: all different.
         added: what decides together with the cosines, in their units. It moves accuracy and confidence alone.
         scale: how many units of a logit one unit of cosine is; None: no confidence.
+        temperature: what logits are divided by for the fitted confidence; None: there is none.
 
     Raises:
         DatasetError: NaN or infinity, labels outside 0 … C-1, no rows, or fewer than two different classes.
@@ -107,8 +116,9 @@ def match(
     queries, targets = unit(rows, "rows"), unit(classes, "class vectors")
     slices = blocks(len(rows), len(classes))
     more = (lambda block: None) if added is None else (lambda block: added[block])
+    scales = _Scales(scale, temperature)
     return Match.join(
-        [_match_block(queries[b], targets, labels[b], namesakes, more(b), scale) for b in slices]
+        [_match_block(queries[b], targets, labels[b], namesakes, more(b), scales) for b in slices]
     )
 
 
@@ -117,6 +127,7 @@ def match_scores(
     labels: Int[np.ndarray, " N"],
     names: Sequence[str] | None = None,
     scale: float | None = None,
+    temperature: float | None = None,
     *,
     cosines: bool = False,
 ) -> Match:
@@ -125,6 +136,7 @@ def match_scores(
     Args:
         scores: in units of a cosine, so that `TIE` means the same.
         scale: how many units of a logit one unit of the scores is; None: no confidence.
+        temperature: as in `match`.
         cosines: whether the scores are cosines. Nobody knows the vectors behind them, so that there is no
             centred cosine.
 
@@ -138,11 +150,9 @@ def match_scores(
             f"scores hold NaN or infinity: {(~np.isfinite(scores)).sum():,} of {scores.size:,}; "
             "expected finite numbers; train again with a smaller lr"
         )
-    confidence, surprise = _certainty(scores, labels, scale)
     more = _cosines(scores, labels, namesakes) if cosines else {}
-    return Match(
-        labels, *_decide(scores, labels, namesakes), confidence=confidence, surprise=surprise, **more
-    )
+    sure = _Scales(scale, temperature).certainty(scores, labels)
+    return Match(labels, *_decide(scores, labels, namesakes), **sure, **more)
 
 
 @dataclass(frozen=True)
@@ -188,10 +198,25 @@ def _cosines(scores: np.ndarray, labels: np.ndarray, namesakes: _Namesakes) -> d
     }
 
 
-def _certainty(scores: np.ndarray, labels: np.ndarray, scale: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """`confidence` and `surprise` of a `Match`, from one pass of exponentials over the block."""
-    if scale is None:
-        return _none(), _none()
+@dataclass(frozen=True)
+class _Scales:
+    """How scores become logits, and what these are divided by where that was fitted."""
+
+    scale: float | None
+    temperature: float | None = None
+
+    def certainty(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The fields of a `Match` that `CERTAINTY` names, as far as they are known."""
+        if self.scale is None:
+            return {}
+        found = _certainty(scores, labels, self.scale)
+        if self.temperature is not None:
+            found += _certainty(scores, labels, self.scale / self.temperature)
+        return dict(zip(CERTAINTY, found, strict=False))
+
+
+def _certainty(scores: np.ndarray, labels: np.ndarray, scale: float) -> tuple[np.ndarray, ...]:
+    """Confidence and surprise, from one pass of exponentials over the block."""
     best, own = scores.max(axis=1), scores[np.arange(len(labels)), labels]
     with np.errstate(over="ignore"):  # a class that no head knows has the least number as its score
         powers = (scores - best[:, None]) * np.float32(scale)
@@ -204,13 +229,13 @@ def _match_block(
     classes: np.ndarray,
     labels: np.ndarray,
     namesakes: _Namesakes,
-    added: np.ndarray | None = None,
-    scale: float | None = None,
+    added: np.ndarray | None,
+    scales: _Scales,
 ) -> Match:
     scores = rows @ classes.T  # (B, C)
     decided = scores if added is None else scores + added
     predicted, credit, by_name = _decide(decided, labels, namesakes)
-    confidence, surprise = _certainty(decided, labels, scale)
+    sure = scales.certainty(decided, labels)
     own = np.arange(len(rows)), labels
     positive = scores[own]
     columns, real = namesakes.columns[labels], namesakes.real[labels]  # (B, most namesakes)
@@ -226,8 +251,7 @@ def _match_block(
         negative=total / (len(classes) - real.sum(axis=1)),
         row_sum=rows.sum(axis=0, dtype=np.float64),
         target_sum=np.bincount(labels, minlength=len(classes)) @ classes.astype(np.float64),
-        confidence=confidence,
-        surprise=surprise,
+        **sure,
     )
 
 

@@ -207,6 +207,8 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
         "margin": found["margin"],
         "ece": text["ece"],
         "nll": text["nll"],
+        "ece_fitted": text.get("ece_fitted"),
+        "nll_fitted": text.get("nll_fitted"),
         "shift": mean([each["text"] for each in result.get("shift", ())]),
         **{way: _recall(result, way) for way in CAPTIONS},
         "negation": result["metrics"].get("negation"),
