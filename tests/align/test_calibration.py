@@ -55,10 +55,11 @@ def test_temperature_finds_the_scale_that_labels_were_drawn_with():
     assert all(nll(20 * logits, labels, best) < nll(20 * logits, labels, best * f) for f in (0.99, 1.01))
     fitted = temperature(20 * logits[:5000], labels[:5000])
     found = of_match(metrics.match_scores(logits, labels, scale=20, temperature=fitted))
-    numbers = [found[name] for name in ("ece_fitted", "ece", "nll_fitted", "nll")]
-    assert None not in numbers
-    assert numbers[0] < 0.02 < 0.2 < numbers[1]
-    assert numbers[2] < math.log(C) < numbers[3]
+    after, before, cost_after, cost_before = (
+        found[name] or 0.0 for name in ("ece_fitted", "ece", "nll_fitted", "nll")
+    )
+    assert 0 < after < 0.02 < 0.2 < before
+    assert 0 < cost_after < math.log(C) < cost_before
 
 
 def test_a_collapsed_space_fools_ece_but_not_nll():

@@ -322,7 +322,7 @@ def test_a_run_without_text_is_saved_loaded_extended_and_reported(
     assert "problem" not in row
     page, *_ = report.write([tmp_path / "longer"], tmp_path / "r.html", figures=False)
     text = page.read_text()
-    assert "mean recall@1, %; no text was trained" in text
+    assert "mean recall@1 by class, %; no text was trained" in text
     assert "longer: recall@1, from each modality (rows)" in text
     assert "Class retrieval" not in text
     assert "smell with audio" in text or "audio with smell" in text

@@ -138,11 +138,12 @@ def _cosines(entries: Sequence[Entry]) -> ReportTable:
 
 def _calibration(entries: Sequence[Entry]) -> ReportTable:
     def numbers(entry: Entry, *, frozen: bool) -> dict[str, Cell]:
-        found = {
-            column.key: _score(_scores(entry, frozen=frozen), "text", column.key) for column in CALIBRATION
+        scores = _scores(entry, frozen=frozen)
+        return {
+            **{key: _score(scores, "text", key) for key in ("ece", "nll", "ece_fitted", "nll_fitted")},
+            "temperature": None if frozen else Number.of(entry.run.temperature),
+            "chance_nll": Number(math.log(len(entry.bench.class_names))),
         }
-        found["temperature"] = None if frozen else Number.of(entry.run.temperature)
-        return found | {"chance_nll": Number(math.log(len(entry.bench.class_names)))}
 
     return ReportTable(
         "calibration",
