@@ -55,6 +55,13 @@ class TestEveryHead:
         slack = 0.1 if method is LpPlusPlus else 0.01  # its text weights are made for cosines of 0.3, not 0.6
         assert ours >= few_shot.accuracy(ZeroShot.fit(task, None, Tools()), task.query()) - slack
 
+    def test_names_that_mislead_do_not_turn_its_answers_round(self, method):
+        """Scores are told in a unit of the method's own, which was once the mean of weights of either sign."""
+        task = few_shot.task()
+        turned = {name: dataclasses.replace(each, x=-each.x) for name, each in task.texts.items()}
+        head = fitted(method, on=dataclasses.replace(task, text=-task.text, texts=turned))
+        assert head.logit_scale > 0
+
     def test_it_comes_back_from_its_tensors(self, method):
         head, task = fitted(method), few_shot.task()
         again = method.restore(head.state(), few_shot.settings(method, **QUICK[method]), task.facts())

@@ -146,7 +146,8 @@ class LpPlusPlus:
 
     def __init__(self, head: WeightedHead, facts: Facts) -> None:
         self.head, self.facts = head, facts
-        self.logit_scale = float(head.text.mean())
+        # names that are no better than chance have weights of either sign: a unit has none
+        self.logit_scale = float(head.text.abs().mean()) or 1.0
         self.history: list[dict[str, float]] = []
 
     @classmethod
