@@ -54,7 +54,11 @@ def compare(
         ),
     ] = False,
     select: Annotated[
-        str, typer.Option(help="Who chooses what has a grid: val or published.", metavar="val|published")
+        str,
+        typer.Option(
+            help="Who chooses what has a grid: validation rows, folds of the training rows, or the authors.",
+            metavar="val|folds|published",
+        ),
     ] = "val",
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs per step of SPANER's recipes.", show_default="the recipe's")

@@ -61,8 +61,10 @@ def label(config: TrainConfig) -> str:
 def told(selection: dict[str, Any]) -> str:
     """A receipt in a line."""
     choice = ", ".join(f"{name} {value}" for name, value in selection["choice"].items())
-    if selection["by"] == "val":
-        return f"{choice} (of {len(selection['tried']):,} on {selection['rows']:,} validation rows)"
+    if "tried" in selection:
+        kind = "validation" if selection["by"] == "val" else "training"
+        by = ", by folds" if selection["by"] == "folds" else ""
+        return f"{choice} (of {len(selection['tried']):,} on {selection['rows']:,} {kind} rows{by})"
     return f"{choice} (published; {selection['why']})"
 
 

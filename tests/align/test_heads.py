@@ -56,7 +56,7 @@ class TestEveryHead:
         assert ours >= few_shot.accuracy(ZeroShot.fit(task, None, Tools()), task.query()) - slack
 
     def test_names_that_mislead_do_not_turn_its_answers_round(self, method):
-        """Scores are told in a unit of the method's own, which was once the mean of weights of either sign."""
+        """Scores are told in a unit of the method's own; below zero it would turn every answer round."""
         task = few_shot.task()
         turned = {name: dataclasses.replace(each, x=-each.x) for name, each in task.texts.items()}
         head = fitted(method, on=dataclasses.replace(task, text=-task.text, texts=turned))

@@ -11,7 +11,8 @@ from spaner.align.methods import method as methods
 from spaner.align.methods.gda import Gda
 from spaner.align.methods.task import Tools
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.select import Judge, fit_chosen, surprise
+from spaner.align.train.select import Judge, fit_chosen, folds, surprise
+from spaner.errors import DatasetError
 from spaner.settings import option
 from tests.align.few_shot import CLASSES, task
 
@@ -54,7 +55,7 @@ def test_what_is_clearly_better_is_chosen_and_of_equals_the_first():
     assert judge.leads({"a": 1}, scores(4.0))
     assert not judge.leads({"a": 2}, scores(4.0))
     assert not judge.leads({"a": 3}, scores(0.0))
-    receipt = judge.receipt({"a": (0, 1, 2, 3)}, "ab")
+    receipt = judge.receipt("val", {"a": (0, 1, 2, 3)}, "ab")
     assert receipt.choice == {"a": 1}
     assert receipt.errors[0] == 0
     assert receipt.errors[1] == receipt.errors[2] > 1
@@ -125,3 +126,46 @@ def test_validation_labels_alone_decide(monkeypatch):
     ]
     assert chosen[0].scores != chosen[1].scores
     assert chosen[0].choice != chosen[1].choice
+
+
+def test_folds_leave_out_every_row_once_and_rows_of_every_class():
+    labels = torch.tensor([0, 1, 0, 2, 2, 1, 0, 1, 2, 0])
+    own = task(labels=labels.repeat(CLASSES)[:30] % CLASSES)
+    own = dataclasses.replace(own, class_names=("a", "b", "c"))
+    held = folds(own)
+    assert len(held) == 4
+    assert torch.equal(torch.stack(held).sum(0), torch.ones(30, dtype=torch.long))
+    for fold in held:
+        assert set(own.labels[fold].tolist()) == set(own.labels[~fold].tolist()) == {0, 1, 2}
+        rest = own.without(fold)
+        assert torch.equal(rest.x, own.x[~fold])
+        assert torch.equal(rest.rows, own.rows[~fold])
+        assert rest.validation is None
+
+
+def test_folds_choose_by_fits_that_never_saw_the_row(monkeypatch):
+    """Every combination costs what a loop over the folds finds; the choice is fitted on all rows."""
+    monkeypatch.setitem(methods.METHODS, "two_grids", f"{__name__}:TwoGrids")
+    own = task(validation=False)
+    fitted, config, receipt = fit_chosen(
+        TwoGrids, own, TrainConfig(method="two_grids", select="folds"), Tools()
+    )
+    assert (receipt.by, receipt.rows, len(receipt.tried)) == ("folds", len(own.labels), 2 * 3)
+    held = folds(own)
+    labels = torch.cat([own.labels[fold] for fold in held])
+    for choice, nll in zip(receipt.tried, receipt.nll, strict=True):
+        told = TrainConfig(method="two_grids", **choice)
+        alone = [TwoGrids.fit(own.without(fold), told, Tools()) for fold in held]
+        found = [head.scores(own.x[fold][:, 0], own.query()) for head, fold in zip(alone, held, strict=True)]
+        assert nll == pytest.approx(float(surprise(torch.cat(found), labels).mean()), rel=1e-5)
+    assert receipt.choice is not None
+    again = TwoGrids.fit(own, TrainConfig(method="two_grids", **receipt.choice), Tools())
+    assert torch.equal(again.scores(own.x[:, 0], own.query()), fitted.scores(own.x[:, 0], own.query()))
+    assert config.alpha == receipt.choice["alpha"]
+
+
+def test_folds_of_a_class_with_one_row():
+    with pytest.raises(
+        DatasetError, match="select is folds, and class 'class 0' has 1 training rows; expected 2"
+    ):
+        fit_chosen(Gda, task(shots=1), TrainConfig(method="gda", select="folds"), Tools())

@@ -5,11 +5,11 @@ are kept beside them, for methods that average raw vectors. Nothing here reads a
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spaner.cache import EncoderSpec
@@ -89,6 +89,12 @@ class Companion:
     start: Int[Tensor, " N"] | None = None
     count: Int[Tensor, " N"] | None = None
 
+    def of(self, rows: Int[Tensor, " n"]) -> "Companion":
+        """The same for some of the training samples."""
+        if self.start is None or self.count is None:
+            return self
+        return Companion(self.samples, self.start[rows], self.count[rows])
+
 
 @dataclass(frozen=True)
 class Task:
@@ -137,6 +143,19 @@ class Task:
         """The training rows as one thing."""
         norms = torch.ones(self.x.shape[:2]) if self.norms is None else self.norms
         return Samples(self.x, self.labels, self.draw, norms)
+
+    def without(self, left_out: Bool[Tensor, " N"]) -> "Task":
+        """The task of the other training rows; its validation rows are left out too."""
+        keep = torch.nonzero(~left_out)[:, 0]
+        return replace(
+            self,
+            x=self.x[keep],
+            labels=self.labels[keep],
+            norms=None if self.norms is None else self.norms[keep],
+            validation=None,
+            companions={name: each.of(keep) for name, each in self.companions.items()},
+            table_rows=self.rows[keep],
+        )
 
     def query(self, kind: str = "text") -> Query:
         """What evaluation will ask, with the texts of the training cache."""

@@ -49,8 +49,10 @@ class Common:
     seed: int = option(
         1, "Initial weights, order of samples, choice of templates.", low=0, high=2**63 - 1, stacks=True
     )
-    select: Literal["val", "published"] = option(
-        "val", "Who chooses what has a grid: validation rows, or the authors' fixed values.", axis="selects"
+    select: Literal["val", "folds", "published"] = option(
+        "val",
+        "Who chooses what has a grid: validation rows, folds of the training rows, or the authors' values.",
+        axis="selects",
     )
     held: Literal["four", "equal"] = option(
         "four", "Validation rows a class: min(K, 4), or as many as the shots.", axis=None
