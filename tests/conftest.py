@@ -7,6 +7,8 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Workers and commands import torch dozens of times: what Python compiles of it is kept, also if told not to.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Nothing is downloaded, and what is not on this disk is said so at once and not after minutes of retrying.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable
 from dataclasses import dataclass
