@@ -27,6 +27,7 @@ from spaner.progress import Progress, no_progress
 
 OF_THE_ROWS = {"rows", "rows_sha256", "draws", "chunk_rows", "options"}  # what parts of one table differ in
 BROUGHT = "arrays_sha256"  # the option that vectors of the user's own are known by
+WORDS = "words"  # and that by which sentences are: of one list, so that rows of several have none
 
 
 def merge(sources: Sequence[str | Path], target: str | Path, progress: Progress = no_progress) -> list[str]:
@@ -120,7 +121,7 @@ def _joined(parts: Sequence[tuple[Path, Table]], say: Callable[[str], None]) -> 
     ids = [text for table in tables for text in table.ids.tolist()]
     labels = np.concatenate([table.labels for table in tables])
     first = tables[0].manifest
-    options = dict(first.options)
+    options = {name: value for name, value in first.options.items() if name != WORDS}
     if BROUGHT in options:
         options[BROUGHT] = _arrays_sha256(tables, labels)
     manifest = replace(first, rows=len(ids), rows_sha256=ids_sha256(ids), draws={}, options=options)
@@ -133,7 +134,7 @@ def _refuse_other_tables(parts: Sequence[tuple[Path, Table]]) -> None:
     for path, table in parts:
         found = first.manifest.differences(table.manifest)
         pairs = {name: pair for name, pair in found.items() if name not in OF_THE_ROWS}
-        mine, theirs = ({**each.manifest.options, BROUGHT: ""} for each in (first, table))
+        mine, theirs = ({**each.manifest.options, BROUGHT: "", WORDS: ""} for each in (first, table))
         pairs |= {
             key: (mine.get(key), theirs.get(key))
             for key in sorted({*mine, *theirs})

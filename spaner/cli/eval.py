@@ -27,20 +27,16 @@ def evaluate(
     Example: `spaner eval --run runs/digits-paper-1a2b3c4d --cache cache/digits --split image/test`
     """
     from spaner import cache as caches
-    from spaner.align.score.captions import evaluate_captions
     from spaner.align.train import run as checkpoint
     from spaner.align.train.fit import scored
-    from spaner.cli.train import label, print_captions, print_scores
+    from spaner.cli.train import label, print_scores
 
     loaded = checkpoint.load(run)
     with console.progress() as progress:
         loaded.towers = Towers(text_model, text_weights, pixels, data_root, progress)
         with caches.open(cache) as opened:
-            classless = len(opened.class_names) < 2
-            metrics = (evaluate_captions if classless else scored)(loaded, opened, split)
+            metrics = scored(loaded, opened, split)
     if json:
         console.dump(metrics)
-    elif classless:
-        print_captions({label(loaded.config): metrics})
     else:
         print_scores(metrics, f"{run} on {cache}", name=label(loaded.config))

@@ -23,7 +23,9 @@ TextWeights = Annotated[
 ]
 Pixels = Annotated[
     str | None,
-    typer.Option(help="The images, as given to `extract --dataset`, where no token table stands for them."),
+    typer.Option(
+        help="The data set, as given to `extract --dataset`: images without a token table, captions' words."
+    ),
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Where the files of --pixels are, as given to extract.")]
 
@@ -45,7 +47,8 @@ class Towers:
     progress: Callable[[int, int, str], None] | None = None
 
     def __call__(self, cache: Path, method: str, device: str = "auto") -> dict[str, Any]:
-        """What `fit` takes beside the cache: `text_tower` and `pictures`, those that the method needs.
+        """What `fit` takes beside the cache: `text_tower`, `pictures` and `sentences`, those that the method
+        needs.
 
         Raises:
             EncoderError: an encoder without such a tower, or a file that must be named.
@@ -57,7 +60,16 @@ class Towers:
             tools["text_tower"] = _text_tower(cache, device, self.model, self.weights)
         if getattr(found, "needs_pictures", False):
             tools["pictures"] = _pictures(self, cache, device)
+        if getattr(found, "reads_words", False):
+            tools["sentences"] = self.sentences(cache)
         return tools
+
+    def sentences(self, cache: Path) -> Any:
+        """The words of a cache's captions; their list is read when it is asked for."""
+        from spaner.extract.listing import Origin
+        from spaner.extract.sentences import Sentences
+
+        return Sentences(cache, Origin(self.pixels, self.data_root))
 
     def put_beside(self, run: Any, cache: Any, table: str) -> None:
         """Give a run the towers without which it cannot score a table of an open cache; nothing where it can.
@@ -66,12 +78,16 @@ class Towers:
             EncoderError: as above.
         """
         from spaner.align.methods.method import Adapted
-        from spaner.align.score import adapted
+        from spaner.align.score import adapted, captions
 
         model, config = run.model, run.config
         if isinstance(model, Adapted):
             if model.pictures is None and adapted.found(run, cache, table) is None:
                 model.pictures = self(cache.path, config.method, config.device)["pictures"]
+        elif isinstance(model, captions.Reader):
+            if captions.reads(run) and model.sentences is None and captions.table_of(cache, table):
+                tools = self(cache.path, config.method, config.device)
+                model.tower, model.sentences = tools["text_tower"], tools["sentences"]
         elif getattr(model, "tower", self) is None:
             model.tower = self(cache.path, config.method, config.device)["text_tower"]
 

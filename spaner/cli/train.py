@@ -106,7 +106,7 @@ def print_scores(
     """A system's numbers with zero-shot beside them, and of many modalities every pair; `rows` shows more
     systems by name."""
     if metrics["text"] is None:
-        console.say(f"{title}: no text was trained, so no class can be asked by name")
+        console.say(f"{title}: no class is asked by name")
     else:
         print_accuracies(metrics, title, {"zero-shot": metrics["zero_shot"], **(rows or {name: metrics})})
     if "negation" in metrics:
@@ -115,7 +115,8 @@ def print_scores(
         said = f"{console.percent(metrics['negation'])} %{beside}, chance 50 %"
         console.say(f"nearer to their caption than to its negated form: {said}")
     if metrics.get("captions"):
-        print_captions({"zero-shot": metrics["zero_shot"] or {}, **(rows or {name: metrics})})
+        frozen = metrics["zero_shot"] or metrics.get("frozen") or {}
+        print_captions({"zero-shot": frozen, **(rows or {name: metrics})})
     if "modalities" in metrics:
         print_pairs(metrics["modalities"])
     if metrics["synthetic"]:
@@ -146,6 +147,10 @@ def print_captions(systems: dict[str, dict[str, Any]]) -> None:
         for way, title in ways.items()
     ]
     console.table(columns, lines, "images and their captions")
+    denied = {name: console.percent(told["negation"]) for name, told in found.items() if "negation" in told}
+    if denied:
+        shares = ", ".join(f"{name} {share} %" for name, share in denied.items())
+        console.say(f"images nearer to a caption than to its negated form: {shares}, chance 50 %")
     left_out = next(iter(found.values()))["left_out"]
     if left_out:
         console.say(f"{left_out:,} images and captions without a partner are left out")

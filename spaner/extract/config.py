@@ -54,6 +54,10 @@ class ExtractConfig:
         default=None,
         metadata=_help("csv: column, or columns, of sentences about the image; several lines may be of one"),
     )
+    negated_column: tuple[str, ...] | None = field(
+        default=None,
+        metadata=_help("csv: column of the captions' negated forms, one for each --caption-column"),
+    )
     encoder: str | None = field(
         default=None, metadata=_help("open_clip or another registered encoder (default: the data set's own)")
     )

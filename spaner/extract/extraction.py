@@ -31,7 +31,7 @@ from spaner.progress import Progress
 def load(config: ExtractConfig, dataset: Dataset, modality: str, precision: str | None = None) -> Encoder:
     """The encoder that the user, else the data set, wants for `modality`."""
     modality = "image" if config.tokens is not None else modality
-    modality = "text" if modality == captions.MODALITY else modality
+    modality = "text" if modality in captions.MODALITIES else modality
     name = config.encoder or dataset.encoders.get(modality, "open_clip")
     return encoders.load(
         name,
@@ -67,7 +67,7 @@ def notes_of(dataset: Dataset, tables: list[TablePlan], towers: dict[str, Encode
     plans = [table for table in tables if table.modality == "text"]
     names = dataset.class_names
     cut = [texts.check_cut(towers["text"], names, plan.views, plan.name) for plan in plans]
-    said = [table for table in tables if table.modality == captions.MODALITY]
+    said = [table for table in tables if table.modality in captions.MODALITIES]
     cut += [texts.cut_captions(towers[plan.modality], plan.source, plan.name) for plan in said]
     return told + [note for notes in cut for note in notes]
 

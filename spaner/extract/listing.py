@@ -6,6 +6,7 @@ the one that was lost. A draw that was imported from a published file is not com
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from spaner import registry
 from spaner.cache.cache import Cache
 from spaner.cache.layout import drawn_sha256, ids_sha256
 from spaner.cache.manifest import Manifest
-from spaner.errors import Corrupt, DatasetError
+from spaner.errors import Corrupt, DatasetError, Mismatch
 from spaner.extract import texts
+from spaner.extract.datasets import captions
 from spaner.extract.datasets.dataset import DATASETS, Dataset, Split, read
 from spaner.extract.draws import Draws, add_draw
 from spaner.extract.encoders.tokens import block_of
@@ -40,14 +42,18 @@ class Origin:
                 f"{manifest.table}: the cache does not say where data set {spec!r} lies; expected what was "
                 "given to extract; type for example `--dataset folder:PATH`"
             )
-        said = manifest.options.get("caption column")
+        columns: dict[str, Any] = {
+            f"{name}_column": tuple(manifest.options[f"{name} column"].split(","))
+            for name in captions.MODALITIES
+            if f"{name} column" in manifest.options
+        }
         return read(
             spec,
             self.root,
             seed=manifest.seed,
             allow_outside=self.allow_outside,
             modality_column=manifest.options.get("modality column"),
-            caption_column=None if said is None else tuple(said.split(",")),
+            **columns,
         )
 
 
@@ -64,7 +70,7 @@ def listed(cache: Cache, manifest: Manifest, origin: Origin) -> Listed:
 
     Raises:
         Corrupt: it is damaged, and not found again in the data set.
-        DatasetError: the data set is not there, or another one.
+        DatasetError: the data set is not there, or another one. Mismatch: its sentences are others.
     """
     stored = cache.listing(manifest.table)
     if manifest.modality == "text":
@@ -85,7 +91,19 @@ def listed(cache: Cache, manifest: Manifest, origin: Origin) -> Listed:
             f"{manifest.table}: {len(missing):,} of {len(ids):,} ids are not in {where}, first "
             f"{missing[0]!r}; expected the data set that was extracted; check --dataset and --data-root"
         )
-    return Listed(_together(ids, labels, place), draws)
+    together = _together(ids, labels, place)
+    _check_words(manifest, together)
+    return Listed(together, draws)
+
+
+def _check_words(manifest: Manifest, said: Split) -> None:
+    """Mismatch unless sentences are those that a table was made of."""
+    known = manifest.options.get("words")
+    if known is not None and texts.words_sha256(said) != known:
+        raise Mismatch(
+            f"{manifest.table} was made of other sentences than its list has now under the same ids; "
+            "expected the same words; put the list back, or extract it again with --overwrite"
+        )
 
 
 def _together(ids: list[str], labels: np.ndarray, place: dict[str, Split]) -> Split:

@@ -56,6 +56,8 @@ class TablePlan:
         """The table's identity."""
         options: dict[str, Any] = {} if self.is_text else dict(dataset.ledger)
         options |= {"imported draws": self.imported} if self.imported else {}
+        if self.modality in captions.MODALITIES:
+            options |= {"words": texts.words_sha256(self.source)}
         chunk = config.chunk_rows or default_chunk_rows(len(self.views), spec.dim, config.dtype)
         if config.tokens is not None and config.chunk_rows is None:
             chunk = max(chunk, TOKEN_VIEWS // len(self.views))
@@ -97,6 +99,7 @@ def listed(config: ExtractConfig) -> Dataset:
         allow_outside=config.allow_outside,
         modality_column=config.modality_column,
         caption_column=config.caption_column,
+        negated_column=config.negated_column,
     )
 
 
@@ -159,7 +162,7 @@ def _of_modality(config: ExtractConfig, dataset: Dataset, modality: str) -> list
     views = view_names(config.views) if modality == "image" else ("whole",)
     draws, imported = draws_of(config, dataset, splits)
     shots = draw_shots(config, dataset)
-    if modality == captions.MODALITY:  # those of every image: few-shot rows are drawn among images
+    if modality in captions.MODALITIES:  # those of every image: few-shot rows are drawn among images
         draws, imported, shots = {}, {}, None
     tables = []
     for name in config.splits or splits:

@@ -5,6 +5,7 @@ batches can be cut short. Columns that a sealed table of the same cache already 
 `mined`) are copied.
 """
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
@@ -117,6 +118,16 @@ def cut_captions(encoder: Encoder, said: Split, table: str) -> list[str]:
         return []
     of = f"{len(found):,} of {len(said):,} captions longer than the encoder reads are cut"
     return [f"{table}: {of}, first {found[0]}: {_short(said.open(found[0]))}"]
+
+
+def words_sha256(said: Split) -> str:
+    """One hash over the sentences of a split in the order of its ids: whether a list that is read again still
+    says what was embedded."""
+    digest = hashlib.sha256()
+    for key in said.ids:
+        words = said.open(key).encode("utf-8")
+        digest.update(len(words).to_bytes(8, "little") + words)
+    return digest.hexdigest()
 
 
 def _short(text: str) -> str:

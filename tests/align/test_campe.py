@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spaner.align.methods import campe_lite
+from spaner.align.methods.blocks import diversity, joined, negation_entropy, told_apart, train_blocks
 from spaner.align.methods.campe import CampePrompts, SuffixPrompts
 from spaner.align.methods.campe_lite import CampeLite, TemplateQueries
 from spaner.align.methods.task import Task, Texts, Tools
@@ -55,10 +55,10 @@ class TestTerms:
     def test_diversity_by_hand(self):
         """45 degrees, a right angle and 45 degrees of one class; three times the same of another."""
         first, second = [[1.0, 0], [5, 5], [0, -2]], [[1.0, 2], [-2, -4], [3, 6]]
-        assert float(campe_lite.diversity(blocks_of(first))) == pytest.approx(1 / 3)
-        assert float(campe_lite.diversity(blocks_of(second))) == pytest.approx(1)
-        assert float(campe_lite.diversity(blocks_of(first, second))) == pytest.approx(2 / 3)
-        assert float(campe_lite.diversity(blocks_of([[1.0, 2]]))) == 0
+        assert float(diversity(blocks_of(first))) == pytest.approx(1 / 3)
+        assert float(diversity(blocks_of(second))) == pytest.approx(1)
+        assert float(diversity(blocks_of(first, second))) == pytest.approx(2 / 3)
+        assert float(diversity(blocks_of([[1.0, 2]]))) == 0
 
     def test_a_negated_class_is_one_more_negative(self):
         logits = torch.tensor([[2.0, 1.0], [0.5, 3.0]], dtype=torch.float64)
@@ -68,15 +68,15 @@ class TestTerms:
                 math.log(math.exp(2) + math.exp(1) + weight * math.exp(1.5)) - 2,
                 math.log(math.exp(0.5) + math.exp(3) + weight * math.exp(0.25)) - 3,
             ]
-            found = campe_lite.negation_entropy(logits, labels, negated, weight)
+            found = negation_entropy(logits, labels, negated, weight)
             assert float(found) == pytest.approx(sum(expected) / 2)
-        plain = campe_lite.negation_entropy(logits, labels, None, 1.0)
-        assert torch.equal(campe_lite.negation_entropy(logits, labels, negated, 0.0), plain)
+        plain = negation_entropy(logits, labels, None, 1.0)
+        assert torch.equal(negation_entropy(logits, labels, negated, 0.0), plain)
 
     def test_a_tie_tells_nothing_apart(self):
         text, negated = torch.eye(3)[:2], torch.eye(3)[[0, 2]]
         x = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0.5], [0, 0.5, 1]]), dim=1)
-        assert campe_lite.told_apart(x, torch.tensor([0, 1, 1]), text, negated) == pytest.approx(1 / 3)
+        assert told_apart(x, torch.tensor([0, 1, 1]), text, negated) == pytest.approx(1 / 3)
 
     def test_queries_are_attention_by_hand(self):
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ class TestTerms:
 
 
 def test_lite_starts_as_zero_shot(task):
-    untrained = campe_lite.joined(TemplateQueries(4, WIDTH)(task.text))
+    untrained = joined(TemplateQueries(4, WIDTH)(task.text))
     torch.testing.assert_close(untrained, task.texts["mined"].classes)
 
 
@@ -111,9 +111,9 @@ def test_lite_learns_what_zero_shot_does_not_know(task, fitted):
 def test_the_history_is_what_the_saved_tensors_give(task, fitted):
     head = fitted()
     last, blocks = head.history[-1], head.text.unflatten(1, (4, -1))
-    assert last["diversity"] == pytest.approx(float(campe_lite.diversity(blocks)), abs=1e-6)
-    negated = campe_lite.joined(head.learned(task.texts["negated"].x))
-    assert last["negation"] == campe_lite.told_apart(task.x[:, 0], task.labels, head.text, negated)
+    assert last["diversity"] == pytest.approx(float(diversity(blocks)), abs=1e-6)
+    negated = joined(head.learned(task.texts["negated"].x))
+    assert last["negation"] == told_apart(task.x[:, 0], task.labels, head.text, negated)
 
 
 def test_each_loss_has_its_switch(fitted):
@@ -182,7 +182,7 @@ class TestTower:
         """Identical suffixes and the identity's rows: the tower's own embedding of the sentence."""
         start = tower.context_of(" in a photo")
         learned = SuffixPrompts(start.expand(4, -1, -1).clone(), WIDTH).double()
-        text = campe_lite.joined(CampePrompts(learned, tower, NAMES, "is not", 0)(negated=False)[0])
+        text = joined(CampePrompts(learned, tower, NAMES, "is not", 0)(negated=False)[0])
         plain = tower.prompted(NAMES, len(start), "front")(start[None])[0]
         torch.testing.assert_close(text, F.normalize(plain, dim=1))
 
@@ -201,7 +201,7 @@ class TestTower:
             plan = {"rates": [0.01] * 12, "batches": [torch.arange(40)] * 12, "weight_decay": 0.0}
             told: Any = {"scale": 20.0, "div": 0.0, "neg": 0.0, term: weight} | plan
             parameters = prompts.learned.parameters()
-            steps = campe_lite.train_blocks(prompts, parameters, measured, 12, x, labels, **told)
+            steps = train_blocks(prompts, parameters, measured, 12, x, labels, **told)
             assert len(list(steps)) == 12
             found.append(measured[-1][number])
         assert sign * (found[1] - found[0]) > 0.01

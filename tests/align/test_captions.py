@@ -281,13 +281,15 @@ def test_the_commands_of_the_readme(
     shutil.copytree(listed.parent, tmp_path / "here", ignore=shutil.ignore_patterns("cache"))
     (tmp_path / "here" / "list.csv").rename(tmp_path / "here" / "captions.csv")
     monkeypatch.chdir(tmp_path / "here")
-    extract, train = caption_commands()
+    extract, *trained = caption_commands()
     assert "--caption-column" in extract
     done = cli(*shlex.split(extract)[1:], "--encoder", "digits")
     assert done.status == 0, done.err
-    done = cli(*shlex.split(train)[1:], "--epochs", 1, "--batch-size", 8)
-    assert done.status == 0, done.err
-    assert "image, caption" in done.out
+    assert any("campe_lite" in line for line in trained)
+    for train in trained:
+        done = cli(*shlex.split(train)[1:], "--epochs", 1, "--batch-size", 8)
+        assert done.status == 0, done.err
+        assert "image, caption" in done.out
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +371,7 @@ def test_from_a_list_to_recall(
     joint = ("--modalities", "image,caption", "--pair", "id", "--epochs", 1, "--batch-size", 8)
     done = cli("train", "--cache", "cache/plain", *joint, "--out", "runs/plain")
     assert done.status == 0, done.err
-    assert "no text was trained" in done.out
+    assert "no class is asked by name" in done.out
     assert "caption, image" in done.out
     done = cli("report", "runs/plain", "--out", "plain.html")
     assert done.status == 0, done.err

@@ -10,26 +10,33 @@ caption stands first, so that what a causal tower keeps of it serves all suffixe
 a context of its own: it sees the caption and itself alone. Reconstruction: the paper's weights, K and code
 are not public; words, maps, the place of the negative, optimiser and every default are ours.
 
-Captions are the class names of a few-shot task; images come from the cache. Starts at the same words in all
+Captions are the class names of a few-shot task, among all of them, or with `texts` "caption" the sentences of
+a list, in the batch (`captioned`): a cache keeps no words, so `tools` must hold them, and what does not fit
+the tower's window is cut off. Images come from the cache. Starts at the same words in all
 suffixes and the identity's rows as maps: untrained, it is zero-shot with "[name] [words].".
 """
 
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from spaner.align.methods import prompting
-from spaner.align.methods.campe_lite import BlockMaps, check_blocks, follow_blocks, joined
+from spaner.align.methods.blocks import BlockMaps, check_blocks, follow_blocks, joined
+from spaner.align.methods.captioned import follow_captions, learned_from
 from spaner.align.methods.coop import start_context
 from spaner.align.methods.prompting import LearnedTexts, Prompted, Tower
 from spaner.align.methods.state import load_tensors, module_tensors
-from spaner.align.methods.task import Facts, Task, Tools
+from spaner.align.methods.task import Captions, Facts, Task, Tools
+from spaner.errors import RunError
 from spaner.settings import check, option
+
+AT_ONCE = 256
+"""Sentences that are embedded at once where no gradient is taken."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Settings:
     div: float = option(0.1, "Weight of the blocks' mean squared cosine; 0: off.", low=0)
     neg: float = option(1.0, "Weight of the negated prompt as one more negative a row; 0: off.", low=0)
     negation: str = option("is not", "Words between a caption and a suffix that negate it.", axis=None)
+    texts: Literal["class", "caption"] = learned_from()
     block_rows: int = prompting.block_rows("the rest")
 
     def __post_init__(self) -> None:
@@ -84,6 +92,48 @@ class CampePrompts:
         return blocks, self.learned(self.negated, self.before) if negated else None
 
 
+class SentencePrompts:
+    """Sentences in a tower, and what negates them: what `captioned.Worded` asks of both.
+
+    Args:
+        forms: sentences that say the opposite, by place; of others words of negation stand behind them.
+    """
+
+    def __init__(
+        self,
+        learned: SuffixPrompts,
+        tower: Tower,
+        words: list[str],
+        forms: Mapping[int, str],
+        negation: str,
+        block_rows: int,
+    ) -> None:
+        self.learned, self.tower, self.words, self.forms = learned, tower, words, forms
+        self.negation, self.options = negation, prompting.in_blocks(block_rows)
+
+    def __call__(
+        self, chosen: Int[Tensor, " B"], /, *, negated: bool
+    ) -> tuple[Tensor, Tensor | None, Bool[Tensor, " B"]]:
+        places = chosen.tolist()
+        denied = torch.full((len(places),), negated, device=self.tower.device)
+        return self.blocks([self.words[i] for i in places]), self.denied(places) if negated else None, denied
+
+    def denied(self, chosen: list[int]) -> Float[Tensor, "B K E"]:
+        """Of the negated forms."""
+        told = [n for n, i in enumerate(chosen) if i in self.forms]
+        other = [n for n, i in enumerate(chosen) if i not in self.forms]
+        before = self.tower.context_of(f" {self.negation}")
+        parts = [self.blocks([self.forms[chosen[n]] for n in told])] if told else []
+        parts += [self.blocks([self.words[chosen[n]] for n in other], before)] if other else []
+        return torch.cat(parts)[torch.tensor(told + other).argsort()]
+
+    def blocks(self, words: list[str], before: Float[Tensor, "n W"] | None = None) -> Float[Tensor, "C K E"]:
+        """Of sentences, whose full stop goes behind the suffix."""
+        length = self.learned.suffixes.shape[1] + (0 if before is None else len(before))
+        names = [each.rstrip(" .") or each for each in words]
+        return self.learned(self.tower.prompted(names, length, "front", cut=True, **self.options), before)
+
+
 class Campe(LearnedTexts):
     """Suffixes and maps, and one unit vector per class that the tower made with them."""
 
@@ -96,6 +146,9 @@ class Campe(LearnedTexts):
         "weight_decay": 0.0,
     }
     needs_tower: ClassVar[bool] = True
+    reads_words: ClassVar[bool] = True
+    tower: Tower | None = None
+    sentences: Any = None
 
     def __init__(self, learned: SuffixPrompts, text: Tensor, facts: Facts) -> None:
         super().__init__(text, facts)
@@ -106,8 +159,8 @@ class Campe(LearnedTexts):
         """Train from the cache's images and the tower that `tools` hold.
 
         Raises:
-            RunError: no tower, or a loss that is not finite. Mismatch: a tower of other weights, or see
-                `campe_lite.check_blocks`.
+            RunError: no tower, no words for captions, or a loss that is not finite. Mismatch: a tower of
+                other weights, or see `blocks.check_blocks`.
         """
         tower = prompting.tower_of(cls.name, task, tools)
         dim = check_blocks(cls.name, settings.blocks, task)
@@ -118,18 +171,33 @@ class Campe(LearnedTexts):
         learned = SuffixPrompts(start.float(), dim).to(tower.device)
         names = prompting.spoken(task.class_names)
         asked = CampePrompts(learned, tower, names, settings.negation, settings.block_rows)
-        history = follow_blocks(asked, learned, task, settings, tools, tower.device)
+        if task.captions is None:
+            history = follow_blocks(asked, learned, task, settings, tools, tower.device)
+        else:
+            words = words_of(task.captions, tools)
+            worded = SentencePrompts(learned, tower, *words, settings.negation, settings.block_rows)
+            history = follow_captions(worded, learned, task, settings, tools, tower.device)
         with torch.no_grad():
             blocks_of, denied = asked(negated=True)
             text, negated = joined(blocks_of).cpu(), None if denied is None else joined(denied).cpu()
         there = deepcopy(learned.requires_grad_(requires_grad=False))
         fitted = cls(learned.cpu(), text, task.facts())
         fitted.history, fitted.negated = history, negated
+        fitted.tower, fitted.sentences = tower, tools.sentences
         blocks = prompting.in_blocks(settings.block_rows)
         fitted.speak = lambda names: joined(
             there(tower.prompted(prompting.spoken(names), there.suffixes.shape[1], "front", **blocks))
         )
         return fitted
+
+    @torch.no_grad()
+    def word_rows(self, words: list[str]) -> Float[Tensor, "N D"]:
+        """Unit vectors of sentences, through the tower that was put beside it."""
+        assert self.tower is not None, "a loaded run is given its tower first"
+        learned = deepcopy(self.learned).to(self.tower.device)
+        prompts = SentencePrompts(learned, self.tower, words, {}, "", 0)
+        parts = [prompts.blocks(words[start : start + AT_ONCE]) for start in range(0, len(words), AT_ONCE)]
+        return joined(torch.cat(parts)).cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Suffixes, maps and class vectors."""
@@ -143,3 +211,20 @@ class Campe(LearnedTexts):
         fitted = cls(load_tensors(learned, tensors).requires_grad_(requires_grad=False), text, facts)
         fitted.negated = state.get("negated")
         return fitted
+
+
+def words_of(captions: Captions, tools: Tools) -> tuple[list[str], dict[int, str]]:
+    """The sentences of a task's captions, and by place those that say the opposite of one.
+
+    Raises:
+        RunError: nobody knows them.
+    """
+    if tools.sentences is None:
+        raise RunError(
+            "campe reads captions as words, and a cache keeps none of caption/train; expected their list; "
+            "type `spaner train --method campe --texts caption --pixels csv:FILE`, or pass sentences= to fit"
+        )
+    said = tools.sentences("caption/train")
+    opposed = tools.sentences("negated/train") if captions.denied.any() else []
+    forms = {i: opposed[row] for i, row in enumerate(captions.forms.tolist()) if row >= 0}
+    return [said[row] for row in captions.rows.tolist()], forms

@@ -11,33 +11,27 @@ far as it tells. Reconstruction: the paper's weights, K and code are not public;
 the negative, optimiser and every default are ours. It starts at q = 0 and with the identity's rows as maps,
 which is the mean of the templates: untrained, it is zero-shot.
 
-What `campe` shares with it stands here too. Needs one width for both modalities, of which K is a divisor.
+With `texts` "caption" images are trained beside their cached captions instead (`captioned`). A caption has
+one wording, so that only the maps learn. Needs one width for both modalities, of which K is a divisor.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from spaner.align.methods import descent, prompting
+from spaner.align.methods import prompting
+from spaner.align.methods.blocks import BlockMaps, check_blocks, follow_blocks, joined
+from spaner.align.methods.captioned import follow_captions, learned_from
 from spaner.align.methods.prompting import LearnedTexts
 from spaner.align.methods.state import load_tensors, module_tensors
-from spaner.align.methods.support import require_one_width
-from spaner.align.methods.task import Facts, Task, Tools
-from spaner.errors import Mismatch, RunError
+from spaner.align.methods.task import Captions, Facts, Task, Tools
+from spaner.errors import RunError
 from spaner.settings import check, option
-
-
-class Asked(Protocol):
-    """Blocks of all classes as they are now; `negated`: of their negated forms too, where there are any."""
-
-    def __call__(self, *, negated: bool) -> tuple[Float[Tensor, "C K E"], Float[Tensor, "C K E"] | None]: ...
 
 
 @dataclass(frozen=True)
@@ -46,63 +40,14 @@ class Settings:
 
     blocks: int = option(4, "Prompts K, a divisor of the embedding's width: each fills D / K of it.", low=1)
     div: float = option(0.1, "Weight of the blocks' mean squared cosine; 0: off.", low=0)
-    neg: float = option(0.0, "Weight of the negated class as one more negative a row; 0: off.", low=0)
+    neg: float = option(
+        0.0, "Weight of the negated class or caption as one more negative a row; 0: off.", low=0
+    )
     negated: str = option("negated", "Text table of negated templates, for `neg`.", axis=None)
+    texts: Literal["class", "caption"] = learned_from()
 
     def __post_init__(self) -> None:
         check(self)
-
-
-def joined(blocks: Float[Tensor, "C K E"]) -> Float[Tensor, "C D"]:
-    """The blocks of a class side by side, at unit length."""
-    return F.normalize(blocks.flatten(1), dim=1)
-
-
-def diversity(blocks: Float[Tensor, "C K E"]) -> Float[Tensor, ""]:
-    """Mean squared cosine over all pairs of a class's blocks and all classes: 0 where all stand at right
-    angles, 1 where all say the same; 0 of a single block."""
-    unit = F.normalize(blocks, dim=2)
-    first, second = torch.triu_indices(unit.shape[1], unit.shape[1], 1).unbind()
-    if not len(first):
-        return blocks.new_zeros(())
-    return (unit @ unit.mT)[:, first, second].square().mean()
-
-
-def negation_entropy(
-    logits: Float[Tensor, "B C"],
-    labels: Int[Tensor, " B"],
-    negated: Float[Tensor, " B"] | None,
-    weight: float,
-) -> Float[Tensor, ""]:
-    """Cross entropy with a row's own negated class as one more negative, counted `weight` times; without it
-    at 0."""
-    if negated is not None and weight:
-        logits = torch.cat([logits, negated[:, None] + math.log(weight)], 1)
-    return F.cross_entropy(logits, labels)
-
-
-def told_apart(
-    x: Float[Tensor, "N D"],
-    labels: Int[Tensor, " N"],
-    text: Float[Tensor, "C D"],
-    negated: Float[Tensor, "C D"],
-) -> float:
-    """Share of rows that are nearer to their caption than to its negated form; chance is 1/2, and a tie is
-    no answer. All vectors have unit length."""
-    margin = (x * (text - negated)[labels]).sum(1)
-    return float((margin > 0).double().mean())
-
-
-class BlockMaps(nn.Module):
-    """A map D -> D / K for each of K vectors, at the start the K-th part of the identity's rows."""
-
-    def __init__(self, blocks: int, dim: int) -> None:
-        super().__init__()
-        self.maps = nn.Parameter(torch.eye(dim).unflatten(0, (blocks, -1)).clone())
-
-    def forward(self, vectors: Float[Tensor, "K C D"]) -> Float[Tensor, "C K E"]:
-        """Block i of every class, made of its vector i."""
-        return torch.einsum("kcd,ked->cke", vectors, self.maps.to(vectors.dtype))
 
 
 class TemplateQueries(nn.Module):
@@ -120,84 +65,21 @@ class TemplateQueries(nn.Module):
         return self.heads(torch.einsum("kct,ctd->kcd", weights, texts))
 
 
-def train_blocks(
-    asked: Asked,
-    parameters: Iterable[nn.Parameter],
-    measured: list[dict[str, float]],
-    every: int,
-    x: Float[Tensor, "M D"],
-    labels: Int[Tensor, " N"],
-    *,
-    scale: float,
-    div: float,
-    neg: float,
-    rates: Iterable[float],
-    batches: Iterable[Int[Tensor, " B"]],
-    weight_decay: float,
-) -> Iterator[Float[Tensor, ""]]:
-    """Train with AdamW, a step for every loss that is taken.
+class CachedCaptions:
+    """Captions and their negated forms from the cache, through the maps: what `captioned.Worded` asks."""
 
-    Args:
-        measured: after each `every` steps gets what `measure` finds on the first view of all rows.
-        x: unit rows, row i of class labels[i % N].
-        div, neg: weights of the two further terms.
-    """
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay)
+    def __init__(self, learned: TemplateQueries, captions: Captions, device: torch.device) -> None:
+        self.learned, self.device = learned, device
+        self.x, self.forms = captions.x.to(device), captions.negated.to(device)
+        self.denied = captions.denied.to(device)
 
-    def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        (blocks, denied), own = asked(negated=neg > 0), labels[rows % len(labels)]
-        logits = scale * x[rows] @ joined(blocks).T
-        negated = None if denied is None else scale * (x[rows] * joined(denied)[own]).sum(1)
-        entropy = negation_entropy(logits, own, negated, neg)
-        return entropy + div * diversity(blocks) if div else entropy
-
-    for step, value in enumerate(descent.descend(optimizer, rates, batches, loss), 1):
-        if step % every == 0:
-            measured.append(measure(asked, x[: len(labels)], labels))
-        yield value
-
-
-@torch.no_grad()
-def measure(asked: Asked, x: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> dict[str, float]:
-    """`diversity` of the blocks, and `negation` (see `told_apart`) where classes have a negated form."""
-    blocks, denied = asked(negated=True)
-    found = {"diversity": float(diversity(blocks))}
-    if denied is not None:
-        found["negation"] = told_apart(x, labels, joined(blocks), joined(denied))
-    return found
-
-
-def follow_blocks(
-    asked: Asked, learned: nn.Module, task: Task, settings: Any, tools: Tools, device: torch.device
-) -> list[dict[str, float]]:
-    """Train `learned`, through which `asked` goes; the history has what `measure` finds after every epoch.
-
-    Raises:
-        RunError: the loss is not finite.
-    """
-    measured: list[dict[str, float]] = []
-    every = descent.per_epoch(len(task.x), settings.batch_size, drop_last=True)
-    terms = {"div": settings.div, "neg": settings.neg}
-    train = partial(train_blocks, asked, learned.parameters(), measured, every, **terms)
-    history = descent.follow(train, task, settings, tools, device=device)
-    return [epoch | found for epoch, found in zip(history, measured, strict=True)]
-
-
-def check_blocks(method: str, blocks: int, task: Task) -> int:
-    """The width D, if it can be cut into blocks.
-
-    Raises:
-        Mismatch: the modalities have different widths, or K is no divisor of theirs.
-    """
-    require_one_width(method, task)
-    dim = task.x.shape[2]
-    if dim % blocks:
-        near = max(k for k in range(1, blocks + 1) if dim % k == 0)
-        raise Mismatch(
-            f"blocks is {blocks}, and embeddings of {dim} numbers do not fall into {blocks} equal blocks; "
-            f"expected a divisor of {dim}; use blocks={near}"
-        )
-    return dim
+    def __call__(
+        self, chosen: Int[Tensor, " B"], /, *, negated: bool
+    ) -> tuple[Tensor, Tensor | None, Bool[Tensor, " B"]]:
+        chosen = chosen.to(self.device)
+        blocks, denied = self.learned(self.x[chosen][:, None]), self.denied[chosen]
+        with torch.set_grad_enabled(negated):
+            return blocks, self.learned(self.forms[chosen][:, None]), denied
 
 
 class CampeLite(LearnedTexts):
@@ -218,10 +100,10 @@ class CampeLite(LearnedTexts):
 
     @classmethod
     def fit(cls, task: Task, settings: Any, tools: Tools) -> Self:
-        """Every row once an epoch, in a random one of its views, among all classes.
+        """Every row once an epoch, in a random one of its views, among all classes or a batch's captions.
 
         Raises:
-            Mismatch: see `check_blocks`. RunError: no negated templates, or a loss that is not finite.
+            Mismatch: see `check_blocks`. RunError: nothing negated, or a loss that is not finite.
         """
         dim = check_blocks(cls.name, settings.blocks, task)
         texts, denied = task.text.to(tools.device), negated_texts(task, settings)
@@ -231,7 +113,12 @@ class CampeLite(LearnedTexts):
         def asked(*, negated: bool) -> tuple[Tensor, Tensor | None]:
             return learned(texts), learned(denied) if negated and denied is not None else None
 
-        history = follow_blocks(asked, learned, task, settings, tools, tools.device)
+        if task.captions is None:
+            history = follow_blocks(asked, learned, task, settings, tools, tools.device)
+        else:
+            check_negated(task.captions, settings)
+            worded = CachedCaptions(learned, task.captions, tools.device)
+            history = follow_captions(worded, learned, task, settings, tools, tools.device)
         with torch.no_grad():
             text = joined(learned(texts)).cpu()
             negated = None if denied is None else joined(learned(denied)).cpu()
@@ -266,7 +153,7 @@ def negated_texts(task: Task, settings: Any) -> Float[Tensor, "C T D"] | None:
     """
     if settings.negated in task.texts:
         return task.texts[settings.negated].x
-    if settings.neg:
+    if settings.neg and task.captions is None:
         raise RunError(
             f"neg is {settings.neg:g}, and the cache has no text table {settings.negated!r}; expected one of "
             "negated templates; write lines such as `a photo without a {}.` into "
@@ -274,3 +161,13 @@ def negated_texts(task: Task, settings: Any) -> Float[Tensor, "C T D"] | None:
             "cache, or use neg=0"
         )
     return None
+
+
+def check_negated(captions: Captions, settings: Any) -> None:
+    """RunError where `neg` needs negated captions and there are none."""
+    if settings.neg and not captions.denied.any():
+        raise RunError(
+            f"neg is {settings.neg:g}, and no caption of the training rows has a negated form; expected some "
+            "in negated/train; type `spaner extract --negated-column NAME` beside --caption-column, or "
+            "use neg=0"
+        )

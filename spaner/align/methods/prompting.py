@@ -71,8 +71,10 @@ class Tower(Protocol):
         *,
         block_rows: int | None = None,
         recompute: bool = False,
+        cut: bool = False,
     ) -> Any:
-        """Names with room for `length` vectors: `Prompted`, and `Reached` where the tower has a depth."""
+        """Names with room for `length` vectors: `Prompted`, and `Reached` where the tower has a depth; `cut`:
+        of names too long for the window the beginning."""
         ...
 
 

@@ -97,6 +97,29 @@ class Companion:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """Captions of the training samples.
+
+    Sample i has the rows `start[i] : start[i] + count[i]`, none where it has no caption. `x` are the frozen
+    encoder's unit vectors, `negated` those of their negated forms, zeros where there is none. `rows` are
+    their places in the table `caption/train`, `forms` those of their negated forms in `negated/train`, -1
+    where there is none.
+    """
+
+    x: Float[Tensor, "M D"]
+    start: Int[Tensor, " N"]
+    count: Int[Tensor, " N"]
+    negated: Float[Tensor, "M D"]
+    rows: Int[Tensor, " M"]
+    forms: Int[Tensor, " M"]
+
+    @property
+    def denied(self) -> Bool[Tensor, " M"]:
+        """Which have a negated form."""
+        return self.forms >= 0
+
+
+@dataclass(frozen=True)
 class Task:
     """Training material: samples of one modality, and the texts of their classes.
 
@@ -124,6 +147,8 @@ class Task:
     queries: Mapping[str, str] = field(default_factory=dict)
     validation: Samples | None = None
     companions: Mapping[str, Companion] = field(default_factory=dict)
+    captions: Captions | None = None
+    """Of the samples, where a method is told to learn from them."""
     table_rows: Int[Tensor, " N"] | None = None
     """Where the training rows stand in their table."""
 
@@ -179,12 +204,14 @@ class Facts:
 @dataclass(frozen=True)
 class Tools:
     """What a method may use beside its task: where to compute, who hears of progress, a text tower if one is
-    at hand (prompt learners send gradients through it), the images as tokens of an image tower if that is."""
+    at hand (prompt learners send gradients through it), the images as tokens of an image tower if that is,
+    and the words of a table of captions (name -> a sentence for each row)."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress | None = None
     text_tower: Any = None
     pictures: Any = None
+    sentences: Any = None
 
 
 def check_classes(method: str, class_names: tuple[str, ...], query: Query) -> None:

@@ -160,7 +160,8 @@ def _entry(
         tested = (run.metrics or {}).get("tested", {})
         table = evaluate.tested_table(opened, split or tested.get("table"), run.modality)
         _check_tables(run, opened)
-        for needed in (table, *(evaluate.asking(opened).values() if evaluate.asks_by_name(run) else ())):
+        named = evaluate.asks_classes(run, opened, table)
+        for needed in (table, *(evaluate.asking(opened).values() if named else ())):
             run.check(opened.table(needed).manifest)
         bench = _bench(run, opened, table, benches)
         aligned = _measured(run, opened, table, _sides(run, opened, table))
@@ -212,7 +213,7 @@ def _check_recorded(run: Run, aligned: Measured) -> None:
 
 
 def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -> Bench:
-    named = evaluate.asks_by_name(run)
+    named = evaluate.asks_classes(run, cache, table)
     names = (table, *(evaluate.asking(cache).values() if named else ()))
     tables = {name: cache.table(name).manifest.sha256 for name in names}
     key = repr(tables)
@@ -237,7 +238,7 @@ def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -
 def _sides(run: Run, cache: caches.Cache, table: str) -> dict[str, list[str]]:
     """Test tables by modality: the tested one, class names, and a newcomer's test rows or untrained folds."""
     sides = {table.split("/")[0]: [table]}
-    if evaluate.asks_by_name(run):
+    if evaluate.asks_classes(run, cache, table):
         sides["text"] = [evaluate.asking(cache)["semantic"]]
     further = [name for name in run.widths if name not in sides and cache.has(f"{name}/test")]
     sides |= {name: [f"{name}/test"] for name in further}

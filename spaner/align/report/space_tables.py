@@ -13,6 +13,7 @@ from spaner.align.report.measured import Bench, Entry, Measured
 from spaner.align.report.origin import FROZEN, benches, heading, origin
 from spaner.align.report.table import OURS, Cell, Column, ReportTable, Row
 from spaner.align.score.intervals import Number
+from spaner.align.score.negation import share_of
 
 PAIRS = [
     Column("modality_gap", "modality gap", "cosine"),
@@ -77,13 +78,14 @@ def captions(entries: Sequence[Entry]) -> ReportTable | None:
         CAPTIONS,
         groups,
         "An image is right where any of its captions is among the best; chance is a blind draw's. Told from "
-        "its negation: test rows nearer to their caption than to its negated form, by chance 50 %.",
+        "its negation: test rows nearer to their caption (without captions, that of their class) than to its "
+        "negated form, by chance 50 %.",
         "space",
     )
 
 
 def _said(beside: Mapping[str, Any]) -> dict[str, Cell]:
-    numbers: dict[str, Cell] = {"negation": Number.of(beside.get("negation"))}
+    numbers: dict[str, Cell] = {"negation": Number.of(share_of(beside))}
     for way in WAYS if "captions" in beside else ():
         found = beside["captions"][way]
         numbers |= {f"{way} {name}": Number.of(value) for name, value in found.items()}

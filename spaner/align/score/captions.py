@@ -6,11 +6,12 @@ are the conventions of COCO and Flickr30k. Chance is what a blind draw gives at 
 an image with five captions than for a caption with one image.
 
 A method with a space embeds captions as it embeds texts (or as captions, where it was trained with them);
-another must say how (`Captioning`), and one that cannot has no number. Images without a good caption and
-captions without a good image are left out and counted. It reads sealed tables and trains nothing.
+another must say how, from their frozen embeddings (`Captioning`) or from their words (`Reader`), and one that
+cannot has no number. Where captions have negated forms, it is counted how often an image is nearer to its
+caption than to the negated form of it: chance is 1/2, and a tie is no answer. Images without a good caption
+and captions without a good image are left out and counted. It reads sealed tables and trains nothing.
 """
 
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,10 +22,10 @@ from torch import Tensor
 from spaner import cache as caches
 from spaner.align.score.metrics import unit
 from spaner.align.score.retrieval import retrieval
-from spaner.align.score.tables import opened_cache, tested_table
 from spaner.errors import CacheError
 
 MODALITY = "caption"
+NEGATED = "negated"
 KS = (1, 5, 10)
 
 
@@ -37,9 +38,34 @@ class Captioning(Protocol):
         ...
 
 
-def table_of(cache: Any, images: str) -> str | None:
-    """The table of captions beside a table of images; None where there is none."""
-    name = f"{MODALITY}/{images.partition('/')[2]}"
+@runtime_checkable
+class Reader(Protocol):
+    """A method that reads the words of captions, where it was trained on captions (`texts`).
+
+    Attributes:
+        tower: through which it reads; None in a loaded run.
+        sentences: (table, cache) -> a sentence for each row; None in a loaded run.
+    """
+
+    tower: Any
+    sentences: Any
+
+    def word_rows(self, words: list[str]) -> Float[Tensor, "N D"]:
+        """Sentences -> unit vectors beside unit image embeddings."""
+        ...
+
+
+def reads(space: Any) -> bool:
+    """Whether a run makes vectors of captions."""
+    model = getattr(space, "model", None)
+    if isinstance(model, Reader):
+        return space.config.texts == MODALITY
+    return space.has_space or isinstance(model, Captioning)
+
+
+def table_of(cache: Any, images: str, modality: str = MODALITY) -> str | None:
+    """The table of captions, or of their negated forms, beside a table of images; None without one."""
+    name = f"{modality}/{images.partition('/')[2]}"
     return name if images.partition("/")[0] == "image" and cache.has(name) else None
 
 
@@ -51,45 +77,36 @@ def caption_retrieval(space: Any, cache: caches.Cache, images: str) -> dict[str,
 
     Returns:
         `image_to_caption` and `caption_to_image`: the numbers of `retrieval.retrieval`, and `chance@k`;
-        `images`, `captions` and `left_out` (how many of both had no partner); None where the cache has no
+        `images`, `captions` and `left_out` (how many of both had no partner); where captions have negated
+        forms `negation`, the share told from them, and `negated`, of how many; None where the cache has no
         captions or the method makes nothing of them.
 
     Raises:
         Mismatch: captions of another encoder than the run's. CacheError: no caption has its image.
     """
     name = table_of(cache, images)
-    if name is None or not (space.has_space or isinstance(getattr(space, "model", None), Captioning)):
+    if name is None or not reads(space):
         return None
+    if (towers := getattr(space, "towers", None)) is not None:
+        towers.put_beside(space, cache, images)
     pictures, said = cache.table(images), cache.table(name)
     if hasattr(space, "check"):
         space.check(said.manifest, side_of(space))
     rows, captions, about = _paired(pictures, said)
-    x = _embedded(space, "image", pictures, rows)
-    y = _embedded(space, side_of(space), said, captions)
+    x = _embedded(space, "image", pictures, rows, cache)
+    y = _embedded(space, side_of(space), said, captions, cache)
     number = np.arange(len(rows))
     ways = {
         "image_to_caption": retrieval(x, y, number, about, KS) | _chance(np.bincount(about), len(y)),
         "caption_to_image": retrieval(y, x, about, number, KS) | _chance(np.ones(1, int), len(x)),
     }
     left_out = pictures.rows - len(rows) + said.rows - len(captions)
-    return ways | {"images": len(rows), "captions": len(captions), "left_out": left_out}
-
-
-def evaluate_captions(run: Any, cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any]:
-    """`caption_retrieval` of a run on a cache whose images may have no classes.
-
-    Raises:
-        Mismatch: another encoder. CacheError: no captions, or no table of images.
-    """
-    with opened_cache(cache) as opened:
-        images = tested_table(opened, split)
-        if table_of(opened, images) is None:
-            raise CacheError(
-                f"{opened.path} has one class and no captions of {images}; "
-                "expected two classes or more, or captions; type `spaner extract --caption-column NAME`"
-            )
-        run.check(opened.table(images).manifest)
-        return {"captions": caption_retrieval(run, opened, images)}
+    counts = {"images": len(rows), "captions": len(captions), "left_out": left_out}
+    negated = table_of(cache, images, NEGATED)
+    if negated is None:
+        return ways | counts
+    ids = [str(name) for name in said.ids[captions]]
+    return ways | counts | _told_apart(space, cache, cache.table(negated), ids, x[about], y)
 
 
 def side_of(space: Any) -> str:
@@ -114,7 +131,29 @@ def _paired(
     return rows, captions, about
 
 
-def _embedded(space: Any, modality: str, table: caches.Table, rows: np.ndarray) -> np.ndarray:
+def _told_apart(
+    space: Any, cache: caches.Cache, table: caches.Table, ids: list[str], x: np.ndarray, y: np.ndarray
+) -> dict[str, Any]:
+    """`negation` and `negated` of captions `y` and their images `x`, by the ids of the captions."""
+    place = {str(name): row for row, name in enumerate(table.ids) if table.ok[row]}
+    there = np.array([name in place for name in ids])
+    if not there.any():
+        return {}
+    rows = np.array([place[name] for name in ids if name in place])
+    if hasattr(space, "check"):
+        space.check(table.manifest, side_of(space))
+    forms = _embedded(space, side_of(space), table, rows, cache)
+    right = (x[there] * (y[there] - forms)).sum(1) > 0
+    return {"negation": float(right.mean()), "negated": len(rows)}
+
+
+def _embedded(
+    space: Any, modality: str, table: caches.Table, rows: np.ndarray, cache: caches.Cache
+) -> np.ndarray:
+    model = getattr(space, "model", None)
+    if modality != "image" and isinstance(model, Reader):
+        said = model.sentences(table.name, cache)
+        return model.word_rows([said[row] for row in rows]).numpy()
     features = table.read(rows)[:, 0].astype(np.float32)
     if space.has_space:
         return space.embed(modality, features)

@@ -6,8 +6,8 @@ accuracy. A head that ignores what it is asked has an accuracy, no semantic one 
 without a space has no cosines: None. Class names are those of the cache that is scored, so a run can be
 tested on another data set. Rows whose extraction failed are left out and counted.
 
-A run that was trained without text can be asked for no class by name: it has no accuracy, and what its
-modalities find in each other is told by `evaluate_modalities`.
+A run that was trained without text can be asked for no class by name, and images of captions may have no
+classes: then there is no accuracy; what its modalities find in each other is told by `evaluate_modalities`.
 
 Reads sealed caches, streams the table, and holds a few numbers per row. It never trains and never chooses
 anything.
@@ -71,7 +71,7 @@ def evaluate(
         same without itself; None where the encoders share no space of their own). Where a prior joins the
         scores, `without_prior` holds the accuracies of the space alone. Where images have captions,
         `captions` is what `captions.caption_retrieval` gives; where classes have negated forms, `negation` is
-        what `negation_of` gives.
+        what `negation_of` gives. Where no class is asked, `frozen` has the frozen encoder's `captions`.
 
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
@@ -80,11 +80,11 @@ def evaluate(
     """
     with opened_cache(cache) as opened:
         name = tested_table(opened, split, run.modality)
-        named = asks_by_name(run)
+        named = asks_classes(run, opened, name)
         for needed in (name, *(asking(opened).values() if named else ())):
             run.check(opened.table(needed).manifest)
         if not named:
-            return {**_result({}, opened, name), "zero_shot": None, **beside_classes(run, opened, name)}
+            return {**_result({}, opened, name), "zero_shot": None, **_without_classes(run, opened, name)}
         found = matches(run, opened, name)
         result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
         result |= beside_classes(run, opened, name)
@@ -99,6 +99,13 @@ def evaluate(
 def asks_by_name(run: Any) -> bool:
     """Whether a class can be named to the run: text was part of its training."""
     return "text" in run.widths
+
+
+def asks_classes(run: Any, cache: caches.Cache, name: str) -> bool:
+    """Whether a run can be asked for the classes of a table: not where images have captions and no
+    classes."""
+    classless = len(cache.class_names) < 2 and captions.table_of(cache, name) is not None
+    return asks_by_name(run) and not classless
 
 
 def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any] | None:
@@ -117,6 +124,14 @@ def beside_classes(space: Any, cache: caches.Cache, name: str) -> dict[str, Any]
     said = caption_retrieval(space, cache, name) if named or captions.MODALITY in space.widths else None
     found = {"captions": said, "negation": negation_of(space, cache, name) if named else None}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _without_classes(run: Any, cache: caches.Cache, name: str) -> dict[str, Any]:
+    """`beside_classes`, and as `frozen` the `captions` of the frozen encoder, which no `zero_shot` tells."""
+    said, found = captions.table_of(cache, name), beside_classes(run, cache, name)
+    if said is None or cache.table(said).dim != cache.table(name).dim:
+        return found
+    return found | {"frozen": {"captions": caption_retrieval(Frozen(), cache, name)}}
 
 
 def negation_of(run: Any, cache: caches.Cache, name: str) -> float | None:

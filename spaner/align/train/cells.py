@@ -109,7 +109,7 @@ def _stacks(cells: Sequence[Cell], most: int) -> Iterator[list[Cell]]:
 
 
 def _selection(config: TrainConfig) -> str:
-    return json.dumps([getattr(config, name) for name in SELECTION])
+    return json.dumps([*(getattr(config, name) for name in SELECTION), getattr(config, "texts", None)])
 
 
 def _frozen(cache: caches.Cache) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import spaner.cache
 from spaner import registry
 from spaner.align.methods.method import METHODS, method
 from spaner.align.score.intervals import Number
+from spaner.align.score.negation import share_of
 from spaner.align.train.cells import Cell, Towers
 from spaner.align.train.config import RECIPES, TrainConfig
 from spaner.align.train.sweep import further, identity_of, result_file, results_of, scores, summary
@@ -211,7 +212,7 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
         "nll_fitted": text.get("nll_fitted"),
         "shift": mean([each["text"] for each in result.get("shift", ())]),
         **{way: _recall(result, way) for way in CAPTIONS},
-        "negation": result["metrics"].get("negation"),
+        "negation": share_of(result["metrics"]),
         "H": ((result.get("base_to_new") or {}).get("text") or {}).get("H"),
         "parameters": result["parameters"],
         "seconds": result["facts"]["seconds"],

@@ -34,6 +34,7 @@ def fit(
     *,
     text_tower: Any = None,
     pictures: Any = None,
+    sentences: Any = None,
     **overrides: Any,
 ) -> Run:
     """Fit a method on a cache, its path, or a Task.
@@ -44,6 +45,7 @@ def fit(
         progress: called after every epoch with (epochs done, epochs, text).
         text_tower: a frozen text tower with gradients, for methods that learn prompts.
         pictures: the images as tokens of the image tower, for methods that learn inside it.
+        sentences: the words of captions, for methods that read them: table -> a sentence for each row.
         **overrides: settings by name, instead of `config`.
 
     Raises:
@@ -51,7 +53,7 @@ def fit(
         finite. CacheError, Mismatch, Corrupt: see `task.task`.
     """
     config = resolved(config, overrides)
-    tools = Tools(device_of(config.device), progress, text_tower, pictures)
+    tools = Tools(device_of(config.device), progress, text_tower, pictures, sentences)
     if isinstance(data, Task):
         return _fit(data, config, tools)
     with opened_cache(data) as opened:
@@ -68,15 +70,17 @@ def train(
     *,
     text_tower: Any = None,
     pictures: Any = None,
+    sentences: Any = None,
 ) -> tuple[Run, Path]:
     """Fit, save, score, and save the scores: a failing evaluation does not lose the training.
 
     Args:
         out: the run folder; default `runs/<cache>-<name of the run>`.
-        text_tower, pictures: see `fit`.
+        text_tower, pictures, sentences: see `fit`.
     """
     with opened_cache(cache) as opened:
-        run = fit(opened, config, progress, text_tower=text_tower, pictures=pictures)
+        beside = {"text_tower": text_tower, "pictures": pictures, "sentences": sentences}
+        run = fit(opened, config, progress, **beside)
         folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
         run.metrics = scored(run, opened)
         return run, run.save(folder)

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from spaner import cache as caches
-from spaner.align.methods.task import Companion, Samples
+from spaner.align.methods.task import Captions, Companion, Samples
+from spaner.align.score.tables import unit_rows
 from spaner.align.train.rows import drawn_samples, good_rows, samples_of
 from spaner.errors import CacheError, RecipeError
 
@@ -73,6 +76,15 @@ def companions(
 
 def _of_one_sample(table: caches.Table, anchor: caches.Table, config: Any) -> Companion:
     """The rows of each training sample: that of its id, or several, SAMPLE#0, SAMPLE#1 … as captions are."""
+    found, start, count = _rows_of_samples(table, anchor, config)
+    return Companion(samples_of(table, found, None, None), start, count)
+
+
+def _rows_of_samples(
+    table: caches.Table, anchor: caches.Table, config: Any
+) -> tuple[Int[np.ndarray, " M"], Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Good rows of the training samples, sample by sample, and where those of each begin and how many there
+    are."""
     wanted = anchor.ids[good_rows(anchor, config.shots, config.draw_seed)].tolist()
     own: dict[str, list[int]] = {name: [] for name in wanted}
     for row, name in enumerate(table.ids.tolist()):
@@ -87,7 +99,36 @@ def _of_one_sample(table: caches.Table, anchor: caches.Table, config: Any) -> Co
             "expected rows of one sample under one id; use --pair class"
         )
     count = torch.tensor([len(own[name]) for name in wanted])
-    return Companion(samples_of(table, found, None, None), count.cumsum(0) - count, count)
+    return found, count.cumsum(0) - count, count
+
+
+def captions_of(
+    cache: caches.Cache, config: Any, samples: caches.Table
+) -> tuple[Captions | None, list[caches.Table]]:
+    """Captions of the training samples and the tables that were read; none where `texts` does not ask.
+
+    Raises:
+        CacheError: there is no table of captions, or no caption of a training sample.
+    """
+    if getattr(config, "texts", "class") != "caption":
+        return None, []
+    if not cache.has("caption/train"):
+        raise CacheError(
+            f"texts is caption, and {cache.path} has no table caption/train; expected captions of its "
+            "images; type `spaner extract --caption-column NAME`, or use --texts class"
+        )
+    said = cache.table("caption/train")
+    found, start, count = _rows_of_samples(said, samples, config)
+    x = unit_rows(said, found)[0][:, 0]
+    negated, forms, tables = torch.zeros_like(x), torch.full((len(x),), -1), [said]
+    if cache.has("negated/train"):
+        table = cache.table("negated/train")
+        place = {name: row for row, name in enumerate(table.ids.tolist()) if table.ok[row]}
+        forms = torch.tensor([place.get(name, -1) for name in said.ids[found].tolist()])
+        if (denied := forms >= 0).any():
+            negated[denied] = unit_rows(table, forms[denied].numpy())[0][:, 0]
+            tables.append(table)
+    return Captions(x, start, count, negated, torch.from_numpy(found), forms), tables
 
 
 def _check_classes(samples: Samples, anchors: Samples, name: str, anchor: str, cache: caches.Cache) -> None:

@@ -166,14 +166,17 @@ def identity_of(cache: spaner.cache.Cache, *, train: bool = True) -> dict[str, s
     tested on alone."""
     tables = [name for name in cache.tables() if name.startswith("text/")]
     tested = tested_table(cache, None)
-    said = captions.table_of(cache, tested)
-    tables = [*(["image/train"] if train else []), tested, *([said] if said else []), *tables]
+    said = [captions.table_of(cache, tested, name) for name in (captions.MODALITY, captions.NEGATED)]
+    tables = [*(["image/train"] if train else []), tested, *filter(None, said), *tables]
     return {name: cache.table(name).manifest.sha256 for name in tables}
 
 
 def further(cache: spaner.cache.Cache, config: TrainConfig) -> dict[str, str]:
-    """The tables of modalities that train beside image and text; a missing one is training's to refuse."""
-    tables = [f"{name}/train" for name in modalities_of(config) if name != "image"]
+    """The tables that train beside image and text; a missing one is training's to refuse."""
+    names = [name for name in modalities_of(config) if name != "image"]
+    if getattr(config, "texts", "class") == captions.MODALITY:
+        names += [captions.MODALITY, captions.NEGATED]
+    tables = [f"{name}/train" for name in names]
     return {name: cache.table(name).manifest.sha256 for name in tables if cache.has(name)}
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import torch
 
 from spaner import cache as caches
-from spaner.align.methods.task import Task, Texts
+from spaner.align.methods.task import Captions, Task, Texts
 from spaner.align.score.tables import class_texts, query_sets, tested_table
 from spaner.align.train.config import TrainConfig
-from spaner.align.train.joint import companions, modalities_of, reads_text
+from spaner.align.train.joint import captions_of, companions, modalities_of, reads_text
 from spaner.align.train.rows import drawn_samples, good_rows, validation_samples
 from spaner.errors import CacheError, Mismatch, RecipeError
 
@@ -34,6 +34,7 @@ def task(cache: caches.Cache, config: TrainConfig) -> Task:
     sets = _template_sets(cache, config.templates) if texts else {}
     drawn = drawn_samples(samples, config.shots, config.draw_seed)
     further = list(companions(cache, config, names))
+    captions, said = _captions(cache, samples, config)
     read = [samples, *texts, *(table for _, _, table in further)]
     encoders = {table.manifest.modality: table.manifest.encoder for table in read}
     return Task(
@@ -53,8 +54,9 @@ def task(cache: caches.Cache, config: TrainConfig) -> Task:
         logit_scale=scale_of(config, encoders),
         draw=drawn.draw,
         encoders=encoders,
-        tables={table.name: table.manifest.sha256 for table in read},
+        tables={table.name: table.manifest.sha256 for table in [*read, *said]},
         companions={name: rows for name, rows, _ in further},
+        captions=captions,
         table_rows=torch.from_numpy(good_rows(samples, config.shots, config.draw_seed)),
     )
 
@@ -64,6 +66,16 @@ def _texts(cache: caches.Cache, samples: caches.Table, config: TrainConfig) -> l
     texts = cache.table(f"text/{config.templates}")
     _check_same_weights(samples.manifest, texts.manifest)
     return [texts]
+
+
+def _captions(
+    cache: caches.Cache, samples: caches.Table, config: TrainConfig
+) -> tuple[Captions | None, list[caches.Table]]:
+    """Captions where they are asked for, of the samples' own encoder, and their tables."""
+    captions, tables = captions_of(cache, config, samples)
+    for table in tables:
+        _check_same_weights(samples.manifest, table.manifest)
+    return captions, tables
 
 
 def _template_sets(cache: caches.Cache, trained: str) -> dict[str, Texts]:

@@ -2,10 +2,10 @@
 
 With `--modality-column NAME` that column says of which modality a line is: lines of one id are one sample,
 and a sample may lack any of them. With `--caption-column NAME` that column holds sentences about the image
-(`captions`). Paths are relative to the CSV file (or to `--data-root`); labels are
-class names, numbered in sorted order ("_" is read as a space). A file that does not exist becomes a failed
-row. Without `id` the path is the id. `Train`, `valid` and `validation` mean train and val. Only what
-is listed is looked at.
+(`captions`), with `--negated-column NAME` another their negated forms. Paths are relative to the CSV file (or
+to `--data-root`); labels are class names, numbered in sorted order ("_" is read as a space). A file that does
+not exist becomes a failed row. Without `id` the path is the id. `Train`, `valid` and `validation` mean train
+and val. Only what is listed is looked at.
 """
 
 import re
@@ -34,6 +34,7 @@ def read(
     allow_outside: bool = False,
     modality_column: str | None = None,
     caption_column: tuple[str, ...] | None = None,
+    negated_column: tuple[str, ...] | None = None,
     **_: object,
 ) -> Dataset:
     """Read `csv:PATH`.
@@ -48,7 +49,13 @@ def read(
             f"--dataset csv:{argument}: no such file; expected columns {', '.join(COLUMNS)}; type csv:PATH"
         )
     if caption_column:
-        return _captioned(file, root, caption_column, modality_column, allow_outside=allow_outside)
+        said = caption_column, negated_column or ()
+        return _captioned(file, root, *said, modality_column, allow_outside=allow_outside)
+    if negated_column:
+        raise DatasetError(
+            f"--negated-column {','.join(negated_column)}: found no --caption-column; expected the captions "
+            "that it negates; name their column too"
+        )
     rows = _rows(file, modality_column)
     return _dataset(file, root, rows, modality_column, allow_outside=allow_outside)
 
@@ -74,9 +81,15 @@ def _dataset(
 
 
 def _captioned(
-    file: Path, root: Path | None, columns: tuple[str, ...], modality: str | None, *, allow_outside: bool
+    file: Path,
+    root: Path | None,
+    columns: tuple[str, ...],
+    negated: tuple[str, ...],
+    modality: str | None,
+    *,
+    allow_outside: bool,
 ) -> Dataset:
-    """Images and the captions of each.
+    """Images, the captions of each, and their negated forms where a column has them.
 
     Raises:
         DatasetError: a modality column too, what `captions` finds wrong, or lines of sounds.
@@ -86,11 +99,11 @@ def _captioned(
             f"--caption-column {columns[0]} and --modality-column {modality}: captions are of images; "
             "expected one of the two; leave --modality-column out"
         )
-    lines = table(file, ("path", "split", *columns))
+    captions.check_columns(columns, negated)
     classless = {"label": captions.CLASSLESS}
     read = [
-        (_row(file, line, classless | row, None), captions.of_line(file, line, row, columns))
-        for line, row in lines
+        (_row(file, line, classless | row, None), captions.of_line(file, line, row, columns, negated))
+        for line, row in table(file, ("path", "split", *columns, *negated))
     ]
     if not read:
         raise DatasetError(f"{file}: found no rows below the header; expected a line per caption; add them")
@@ -102,11 +115,12 @@ def _captioned(
             "--caption-column; leave it out"
         )
     label_of = {name: i for i, name in enumerate(sorted({row["label"] for row in rows}))}
-    of_captions = captions.splits(rows, said, label_of)
+    forms = dict(zip(captions.MODALITIES, (columns, negated) if negated else (columns,), strict=False))
+    sentences = {form: captions.splits(rows, said, label_of, form) for form in forms}
     return replace(
         found,
-        splits=found.splits | {captions.MODALITY: of_captions},
-        ledger=found.ledger | {"caption column": ",".join(columns)},
+        splits=found.splits | sentences,
+        ledger=found.ledger | {f"{form} column": ",".join(names) for form, names in forms.items()},
     )
 
 

@@ -164,6 +164,7 @@ def read(
     allow_outside: bool = False,
     modality_column: str | None = None,
     caption_column: tuple[str, ...] | None = None,
+    negated_column: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Read a data set by the name a user types: `digits`, `imagenet`, `folder:PATH`, `csv:PATH` …
 
@@ -182,7 +183,8 @@ def read(
     place = root.expanduser() if root else None
     argument = str(Path(argument).expanduser()) if argument.startswith("~") else argument
     options = {"holdout": holdout, "seed": seed, "allow_outside": allow_outside}
-    columns = {"modality_column": modality_column, "caption_column": caption_column}
+    columns: dict[str, Any] = {"modality_column": modality_column, "caption_column": caption_column}
+    columns |= {"negated_column": negated_column}
     found = reader(argument, place, **options, **columns)
     _check_columns(name, found, columns)
     check_lengths(found)

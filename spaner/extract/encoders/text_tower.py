@@ -95,6 +95,7 @@ class PromptTower(nn.Module):
         *,
         block_rows: int | None = None,
         recompute: bool = False,
+        cut: bool = False,
     ) -> "Packed | Padded":
         """Names with room for `length` vectors.
 
@@ -102,26 +103,29 @@ class PromptTower(nn.Module):
             position: where the name stands: at the end (behind the vectors), in their middle, or in front.
             block_rows: at most as many token rows at once; None: all.
             recompute: keep no activations of a block for the gradient, compute them again.
+            cut: leave out what does not fit the window, from a name's end; else it is refused.
 
         Raises:
             EncoderError: another position, or a name that does not fit the window.
         """
         if position not in POSITIONS:
             raise EncoderError(f"position is {position!r}; expected {', '.join(POSITIONS)}; use position=end")
-        texts = [self.pieces(name, length) for name in names]
+        texts = [self.pieces(name, length, cut=cut) for name in names]
         if self.blocks is None:
             return Padded(self, texts, length, position)
         return Packed(self, self.blocks, texts, length, position, block_rows, recompute=recompute)
 
-    def pieces(self, name: str, length: int) -> tuple[list[int], list[int]]:
+    def pieces(self, name: str, length: int, *, cut: bool = False) -> tuple[list[int], list[int]]:
         """The name's tokens, and those behind it: the full stop and the end mark."""
-        whole = [*self.words(f"{name}."), self.marks.end]
+        whole, here = [*self.words(f"{name}."), self.marks.end], len(self.words(name))
+        if cut:
+            over = max(0, 1 + length + len(whole) - self.window)
+            whole, here = whole[: here - over] + whole[here:], here - over
         if (total := 1 + length + len(whole)) > self.window:
             raise EncoderError(
                 f"{name!r} with {length} context vectors takes {total} tokens; the text tower reads "
                 f"{self.window}; use at most {self.window - 1 - len(whole)} vectors, or shorten the name"
             )
-        here = len(self.words(name))
         return whole[:here], whole[here:]
 
 

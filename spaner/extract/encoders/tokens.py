@@ -5,6 +5,7 @@ A row is the activations after a block, the class token first, laid out flat: fo
 table of them is a table like any other, of a modality of its own: `image-block4/train`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,7 @@ def modality(block: int) -> str:
 def block_of(spec: EncoderSpec) -> int | None:
     """The block after which a table's tokens were taken; None for embeddings."""
     told = spec.preprocessing.get("tokens")
-    return None if told is None else int(told["after block"])
+    return int(told["after block"]) if isinstance(told, Mapping) else None  # of texts it names a tokenizer
 
 
 class TokenEncoder:
