@@ -1,5 +1,6 @@
 """Data sets of several modalities: lines or folders of one id are one sample, from files to a trained run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import soundfile
 from PIL import Image
 
 import spaner.cache
+from spaner.align.train import run as checkpoint
 from spaner.errors import DatasetError
 from spaner.extract.datasets import dtmf
 from spaner.extract.datasets.dataset import Dataset, read
@@ -113,6 +115,38 @@ def test_from_files_to_a_run_with_missing_rows(
     )
     assert done.status == 0, done.err
     assert "between modalities" in done.out
+
+
+def test_samples_without_classes_are_trained_and_found_by_id(
+    listed: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(listed.parent)
+    fields = [line.split(",") for line in listed.read_text().splitlines()]
+    listed.write_text("".join(",".join([line[0], *line[2:]]) + "\n" for line in fields))
+    told = ("--modality-column", "kind", "--encoder", "digits", "--cache", "cache")
+    done = cli("extract", "--dataset", "csv:list.csv", *told)
+    assert done.status == 0, done.err
+    with spaner.cache.open(Path("cache")) as cache:
+        assert cache.class_names == ["sample"]
+        tables = {name: cache.table(f"{name}/test") for name in ("image", "audio")}
+        rows = {name: (table.ids.tolist(), table.read()[:, 0]) for name, table in tables.items()}
+    told = ("--modalities", "image,audio", "--pair", "id", "--epochs", 3, "--batch-size", 4, "--out", "run")
+    done = cli("train", "--cache", "cache", *told)
+    assert done.status == 0, done.err
+    pairs = json.loads(Path("run/result.json").read_text())["metrics"]["modalities"]["pairs"]
+    run = checkpoint.load("run")
+    for pair in pairs:
+        ids, queries = rows[pair["query"]]
+        other, targets = rows[pair["target"]]
+        scores = run.embed(pair["query"], queries) @ run.embed(pair["target"], targets).T
+        best = [other[int(row.argmax())] for row in scores]
+        assert pair["recall@1"] == np.mean([a == b for a, b in zip(ids, best, strict=True)])
+        assert pair["chance"] == 1 / 2
+    done = cli("report", "run", "-o", "r.html")
+    assert done.status == 0, done.err
+    listed.write_text(listed.read_text().replace(",id,", ",name,", 1))
+    with pytest.raises(DatasetError, match="column 'label' is missing, and column 'id' too"):
+        read(f"csv:{listed}", modality_column="kind")
 
 
 MISTAKES = [

@@ -249,7 +249,8 @@ def evaluate_modalities(
 ) -> dict[str, Any]:
     """Retrieval from every modality of a run to every other, emergent pairs apart: `pairs.ordered_pairs`.
 
-    Text is the table of class names, every other modality its `test` table where the cache has one.
+    Text is the table of class names, every other modality its `test` table where the cache has one. Rows of a
+    class are meant; without classes, rows of one id.
 
     Args:
         trained: pairs of modalities that a loss compared.
@@ -259,7 +260,26 @@ def evaluate_modalities(
         tables = {name: table for name, table in asked.items() if name in run.widths and opened.has(table)}
         for table in tables.values():
             run.check(opened.table(table).manifest)
-        return pairs.ordered_pairs({n: embedded(run, opened, table) for n, table in tables.items()}, trained)
+        sides = {name: embedded(run, opened, table) for name, table in tables.items()}
+        if len(set(opened.class_names)) < 2:
+            found = {name: opened.table(table) for name, table in tables.items() if name != "text"}
+            sides = _by_sample(sides, {name: table.ids[table.ok].tolist() for name, table in found.items()})
+        return pairs.ordered_pairs(sides, trained)
+
+
+def _by_sample(sides: dict[str, tuple], ids: dict[str, list[str]]) -> dict[str, tuple]:
+    """Rows with their sample for a class, of samples that all modalities have: among one class alone every
+    row would be right. Captions of one image are one sample."""
+    named = {
+        name: [key.rpartition("#")[0] if name == captions.MODALITY else key for key in keys]
+        for name, keys in ids.items()
+    }
+    number = {key: i for i, key in enumerate(sorted(set.intersection(*map(set, named.values()))))}
+    there = {name: np.array([key in number for key in keys]) for name, keys in named.items()}
+    return {
+        name: (sides[name][0][there[name]], np.array([number[key] for key in keys if key in number], int))
+        for name, keys in named.items()
+    }
 
 
 def embedded(

@@ -88,14 +88,14 @@ def train(
 
 def scored(run: Run, cache: caches.Cache, split: str | None = None) -> dict[str, Any]:
     """`evaluate`, and for a run of three modalities or without text `evaluate_modalities` as "modalities",
-    where there are classes by which they may find each other.
+    where rows have partners: classes, or without these samples that were paired by id.
 
     Raises:
         As the two.
     """
     metrics = evaluate(run, cache, split)
     many = len(run.widths) > 2 or not asks_by_name(run)
-    if many and len(set(cache.class_names)) > 1:
+    if many and (len(set(cache.class_names)) > 1 or getattr(run.config, "pair", "class") == "id"):
         metrics["modalities"] = evaluate_modalities(run, cache, trained_together(run))
     return metrics
 

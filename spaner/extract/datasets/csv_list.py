@@ -1,11 +1,11 @@
 """A CSV manifest: one line per image or sound, columns `path`, `label`, `split` and, if wanted, `id`.
 
 With `--modality-column NAME` that column says of which modality a line is: lines of one id are one sample,
-and a sample may lack any of them. With `--caption-column NAME` that column holds sentences about the image
-(`captions`), with `--negated-column NAME` another their negated forms. Paths are relative to the CSV file (or
-to `--data-root`); labels are class names, numbered in sorted order ("_" is read as a space). A file that does
-not exist becomes a failed row. Without `id` the path is the id. `Train`, `valid` and `validation` mean train
-and val. Only what is listed is looked at.
+and a sample may lack any of them; without a column `label` they meet by `id` alone. With `--caption-column
+NAME` that column holds sentences about the image (`captions`), with `--negated-column NAME` another their
+negated forms. Paths are relative to the CSV file (or to `--data-root`); labels are class names, numbered in
+sorted order ("_" is read as a space). A file that does not exist becomes a failed row. Without `id` the path
+is the id. `Train`, `valid` and `validation` mean train and val. Only what is listed is looked at.
 """
 
 import re
@@ -24,6 +24,8 @@ from spaner.extract.datasets.lists import first_double, places, short, table
 from spaner.extract.datasets.tree import are_sounds
 
 COLUMNS = ("path", "label", "split")
+CLASSLESS = "sample"
+"""The one class of samples that have none."""
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -152,8 +154,10 @@ def _splits(
 
 def _rows(file: Path, column: str | None) -> list[dict[str, str]]:
     """The lines as dictionaries with an `id` and a `modality`."""
-    columns = (*COLUMNS, column) if column else COLUMNS
-    rows = [_row(file, line, row, column) for line, row in table(file, columns)]
+    columns = ("path", "split", column) if column else COLUMNS
+    lines = table(file, columns)
+    classless = _without_classes(file, lines) if column else {}
+    rows = [_row(file, line, classless | row, column) for line, row in lines]
     if not rows:
         raise DatasetError(f"{file}: found no rows below the header; expected one line per image; add them")
     for modality, own in _of_modalities(rows).items():
@@ -166,6 +170,20 @@ def _rows(file: Path, column: str | None) -> list[dict[str, str]]:
             )
     _check_samples(file, rows)
     return rows
+
+
+def _without_classes(file: Path, lines: list[tuple[int, dict[str, str]]]) -> dict[str, str]:
+    """What stands for the column `label` where lines of several modalities have none: they meet by id.
+
+    Raises:
+        DatasetError: there is no column `id` either.
+    """
+    if lines and not {"label", "id"} & lines[0][1].keys():
+        raise DatasetError(
+            f"{file}: column 'label' is missing, and column 'id' too; expected classes, or ids that say "
+            "which lines are one sample; add one of them"
+        )
+    return {"label": CLASSLESS}
 
 
 def _check_samples(file: Path, rows: list[dict[str, str]]) -> None:
