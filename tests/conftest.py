@@ -10,15 +10,19 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Nothing is downloaded, and what is not on this disk is said so at once and not after minutes of retrying.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import spaner.cache
 from spaner.cache import EncoderSpec
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 
 def pytest_configure() -> None:
@@ -96,3 +100,20 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Outcome(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> "Iterator[S3Server]":
+    from tests.s3_server import serving  # two seconds of import that no other test needs
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: "S3Server", request: pytest.FixtureRequest) -> "S3Server":
+    """A real S3 server with an empty bucket: `s3.bucket` is its address."""
+    s3_server.forget()
+    s3_server.make_bucket(request.node.name)
+    s3_server.forget()
+    return s3_server

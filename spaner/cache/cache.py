@@ -15,12 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spaner.cache import arrays, hdf5_store, install, mending, root, verification
+from spaner.cache.address import place
 from spaner.cache.claim import Claim
 from spaner.cache.layout import Store
 from spaner.cache.lock import Lock
 from spaner.cache.manifest import SCHEMA, SCHEMAS, EncoderSpec, Manifest
-from spaner.cache.opening import local, parts_of, stores_at
-from spaner.cache.publish import publish, root_lock, table_lock
+from spaner.cache.opening import parts_of, stores_at
+from spaner.cache.publish import alone, publish, root_lock, table_lock
 from spaner.cache.root import Attributes
 from spaner.cache.table import Table
 from spaner.cache.verification import Problem
@@ -37,7 +38,7 @@ def open(path: str | Path) -> "Cache":
         Unsealed: it holds only tables whose extraction has not finished.
         Corrupt: its metadata are damaged or the file is truncated.
     """
-    path = local(path)
+    path = place(path)
     stores = stores_at(path)
     cache = Cache(path, stores, stores[0].attributes())
     if not cache.tables():
@@ -58,7 +59,7 @@ def create(path: str | Path, dataset: str, class_names: Sequence[str], *, schema
         Mismatch: a cache of another dataset or other classes is there.
         CacheError: something else is there, or the place cannot be written.
     """
-    path, names = local(path), list(class_names)
+    path, names = place(path), list(class_names)
     hdf5 = hdf5_store.is_hdf5(path)
     if path.exists() and path.is_dir() == hdf5:
         raise CacheError(
@@ -170,7 +171,7 @@ class Cache:
         """Write anew what the cache alone can restore: metadata of its tables, an HDF5 file's own bytes.
         What was done is added to the notes."""
         staging = self._writable()
-        with root_lock(self.path):
+        with alone(self.path, staging):
             for name in staging.tables():
                 if not mending.is_lost(staging, name):
                     manifest = self.manifest(name)
@@ -224,7 +225,7 @@ class Cache:
             listing = install.packed(ids, labels, draws)
             published = self._prepare(staging, manifest, listing, overwrite=overwrite)
             reopen = partial(self._reopen, staging, manifest) if published else None
-            guard = partial(root_lock, self.path)
+            guard = partial(alone, self.path, staging)
             return Writer(staging, manifest, release, guard=guard, worker=worker, reopen=reopen)
         except BaseException:
             release()
@@ -250,7 +251,7 @@ class Cache:
             store = self.store(name)
             manifest = Manifest.from_json(store.attributes(name).get("manifest"))
             again = partial(self._reopen, staging, manifest) if store is not staging else None
-            guard = partial(root_lock, self.path)
+            guard = partial(alone, self.path, staging)
             return Writer(staging, manifest, release, guard=guard, worker=worker, reopen=again)
         except BaseException:
             release()
@@ -358,7 +359,7 @@ class Cache:
     ) -> bool:
         """Make the table or agree with it; True if it is finished and lies in the HDF5 file."""
         table = manifest.table
-        with root_lock(self.path):
+        with alone(self.path, staging):
             self.notes += root.ensure(staging, self.dataset, self.class_names, self._attributes["schema"])
             if not overwrite and (note := mending.adopt(staging, manifest)):
                 self.notes.append(note)
@@ -387,7 +388,7 @@ class Cache:
 
     def _reopen(self, staging: ZarrStore, manifest: Manifest, chunks: list[int]) -> None:
         table = manifest.table
-        with root_lock(self.path):
+        with alone(self.path, staging):
             root.ensure(staging, self.dataset, self.class_names, self._attributes["schema"])
             attributes = dict(self.store(table).attributes(table))
             attributes.pop("seal", None)

@@ -5,6 +5,8 @@ process and a beat: a number that its holder raises every few seconds. Who finds
 clock: if the beat has stood still for the stated silence, or the process has ended on this very host, it is
 taken over. No two clocks are compared, so that a host whose clock is wrong harms nobody.
 
+At an address a claim is an object, put on the condition that there is none, which the store decides.
+
 Even a claim that is taken over wrongly (its holder was suspended) damages nothing: both write the same bits,
 and the holder stops when it next looks at its claim.
 """
@@ -20,7 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spaner.errors import Busy
+from spaner.cache.address import Address
+from spaner.errors import Busy, CacheError
 
 SILENCE = 60.0
 """Seconds without a beat after which a claim is taken over."""
@@ -143,9 +146,7 @@ class Claim:
 
     def _try(self) -> Path | None:
         """None if the claim is ours now, else the claim that stands against it."""
-        try:
-            _create(self.file, self._content(0))
-        except FileExistsError:
+        if not _is_created(self.file, self._content(0)):
             return self.file
         for other in self._opponents():
             self.file.unlink(missing_ok=True)
@@ -162,7 +163,7 @@ class Claim:
         beat = 0
         while not self._done.wait(self.silence / BEATS):
             beat += 1
-            with suppress(OSError):
+            with suppress(OSError, CacheError):  # the network may be back at the next beat
                 if self.lost:
                     return
                 _overwrite(self.file, self._content(beat))
@@ -173,6 +174,9 @@ class Claim:
 
 
 def _create(file: Path, content: bytes) -> None:
+    if isinstance(file, Address):
+        file.create(content)
+        return
     handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     try:
         os.write(handle, content)
@@ -181,8 +185,21 @@ def _create(file: Path, content: bytes) -> None:
         os.close(handle)
 
 
+def _is_created(file: Path, content: bytes) -> bool:
+    """Whether the file is ours now. A store whose answer was lost says the second time that there is one: it
+    may be the one that was made the first time."""
+    try:
+        _create(file, content)
+    except FileExistsError:
+        return isinstance(file, Address) and _bytes(file) == content
+    return True
+
+
 def _overwrite(file: Path, content: bytes) -> None:
     """In place and of one length, so that a reader sees the one beat or the other."""
+    if isinstance(file, Address):
+        file.write_bytes(content)
+        return
     handle = os.open(file, os.O_WRONLY | os.O_NOFOLLOW)  # who can write here could have put a link there
     try:
         os.pwrite(handle, content, 0)
@@ -214,9 +231,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 def _break(file: Path, content: bytes, silence: float) -> None:
     """Remove a dead claim, if it is still the one that was seen; one process at a time does so."""
     guard = file.with_name(file.name + ".breaking")
-    try:
-        _create(guard, b"")
-    except FileExistsError:
+    if not _is_created(guard, secrets.token_bytes(8)):
         with suppress(OSError):
             if time.time() - guard.stat().st_mtime > 10 * silence:  # who broke it died in these few lines
                 guard.unlink()

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from spaner.cache.address import place
 from spaner.cache.cache import Cache, create
 from spaner.cache.cache import open as open_cache
 from spaner.cache.manifest import Manifest
-from spaner.cache.opening import local, parts_of, stores_at
+from spaner.cache.opening import parts_of, stores_at
 from spaner.cache.table import Table
 from spaner.cache.writer import Writer
 from spaner.errors import CacheError, Mismatch
@@ -64,7 +65,7 @@ def copy(source: str | Path, target: str | Path, progress: Progress = no_progres
         Corrupt: a chunk of the source differs from its seal; a copy would hide where.
         CacheError: no such source, or the target cannot be written.
     """
-    target = local(target)
+    target = place(target)
     with open_cache(source) as origin:
         if origin.path.resolve() == target.resolve():
             raise CacheError(f"{target} is the cache that is to be copied; give a new place for the copy")

@@ -3,6 +3,7 @@
 Every file is written through `write`: a temporary neighbour, then a rename. The temporary name is random and
 the file must not exist, so that nobody can put a link there first. What must outlive a power cut is waited
 for with `settle`: a file, then the folder that names it. One call for many files costs the disk one journal.
+An object at an address needs none of that: it is there, whole and for good, once it is written.
 """
 
 import csv
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from spaner.cache.address import Address
 from spaner.errors import CacheError, RunError, SpanerError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -75,6 +77,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
     """Replace `path` by `data` in one step; `durable` waits until it is on the disk."""
+    if isinstance(path, Address):
+        path.write_bytes(data)
+        return
     _write(path, data, durable=durable, error=CacheError, option="--cache")
 
 
@@ -131,7 +136,7 @@ def settle(paths: Iterable[Path]) -> None:
 
     Many at once: a disk takes about as long for sixteen that ask together as for one.
     """
-    found = list(paths)
+    found = [path for path in paths if not isinstance(path, Address)]
     folders = list(dict.fromkeys(path.parent for path in found))
     with ThreadPoolExecutor(THREADS) as pool:
         for each in (found, folders):
@@ -145,6 +150,8 @@ def _settle(path: Path) -> None:
 
 def settle_folder(folder: Path) -> None:
     """Wait until a folder with all that is in it is on the disk."""
+    if isinstance(folder, Address):
+        return
     settle([*(path for path in folder.rglob("*")), folder])
 
 
@@ -161,7 +168,9 @@ def _sync(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file, or a folder with all that is in it, if it is there."""
-    if path.is_dir() and not path.is_symlink():
+    if isinstance(path, Address):
+        path.remove()
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -170,8 +179,10 @@ def remove(path: Path) -> None:
 def clear(folder: Path, *, chosen: Callable[[str], bool] = lambda name: True) -> None:
     """Delete what killed processes left in a folder, of the files with a chosen name.
 
-    Only under a lock that keeps others from writing them.
+    Only under a lock that keeps others from writing them. At an address nothing is left behind.
     """
+    if isinstance(folder, Address):
+        return
     with suppress(FileNotFoundError):
         for entry in list(os.scandir(folder)):
             left = LEFT.fullmatch(entry.name)

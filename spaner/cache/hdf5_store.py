@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +40,8 @@ class Hdf5Store:
     Raises:
         Corrupt: the file is shorter than its first bytes say, or HDF5 cannot open it.
     """
+
+    far = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,6 +89,9 @@ class Hdf5Store:
         if offset is None:
             return data
         return np.frombuffer(self._bytes, data.dtype, data.size, offset).reshape(data.shape)
+
+    def ahead(self, table: str, arrays: Sequence[str], chunks: Sequence[int]) -> None:
+        """Nothing: the file is mapped."""
 
     def damage(self, table: str = "") -> list[Damage]:
         if table:

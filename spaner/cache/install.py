@@ -1,11 +1,14 @@
 """Starting a table: is the listing sound, does it agree with what is there, and how it comes into being.
 
-A table appears in one rename with its complete listing (ids, labels, draws) and no rows, or not at all.
+A table appears in one rename with its complete listing (ids, labels, draws) and no rows, or not at all. At
+an address, where nothing can be renamed, its own metadata are written last and removed first: without them
+the objects of a table are no table.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,8 +127,8 @@ def packed(ids: Sequence[str], labels: np.ndarray, draws: Draws) -> dict[str, np
 def create(store: ZarrStore, manifest: Manifest, listing: Mapping[str, np.ndarray]) -> None:
     """Bring a table without rows into being, replacing one of the same name."""
     arrays = layout_of(manifest, listing)
-    with _installing(store, manifest.table) as folder:
-        _start(store, folder, {"manifest": manifest.to_json()}, arrays)
+    with _installing(store, manifest.table, {"manifest": manifest.to_json()}) as folder:
+        _start(store, folder, arrays)
         for array, rows in listing.items():
             _fill(store, folder, array, arrays[array], rows)
     root.enlist(store, manifest.table, manifest.sha256)
@@ -147,8 +150,8 @@ def copy(
     """
     manifest = Manifest.from_json(attributes["manifest"])
     arrays = layout_of(manifest, listing) if listing else stored_layout(source, table, manifest)
-    with _installing(target, table) as folder:
-        _start(target, folder, attributes, arrays)
+    with _installing(target, table, attributes) as folder:
+        _start(target, folder, arrays)
         for array, spec in arrays.items():
             if listing and array in listing:
                 _fill(target, folder, array, spec, listing[array])
@@ -161,10 +164,7 @@ def copy(
     root.enlist(target, table, manifest.sha256)
 
 
-def _start(
-    store: ZarrStore, folder: str, attributes: dict[str, Any], arrays: Mapping[str, ArraySpec]
-) -> None:
-    store.set_attributes(folder, attributes, durable=False)
+def _start(store: ZarrStore, folder: str, arrays: Mapping[str, ArraySpec]) -> None:
     if any(array.startswith("draws/") for array in arrays):
         store.set_attributes(f"{folder}/draws", {}, durable=False)
     for array, spec in arrays.items():
@@ -177,11 +177,15 @@ def _fill(store: ZarrStore, folder: str, array: str, spec: ArraySpec, rows: np.n
 
 
 @contextmanager
-def _installing(store: ZarrStore, table: str) -> Iterator[str]:
+def _installing(store: ZarrStore, table: str, attributes: dict[str, Any]) -> Iterator[str]:
     """Yield a hidden folder to fill; on success it takes the table's place for good, on failure it goes.
 
     A kill leaves at most hidden folders, which the next attempt removes.
     """
+    if store.far:
+        with _installing_objects(store, table, attributes):
+            yield table
+        return
     final = store.path / table
     hidden = store.path / table.replace("/", "=")
     new, old = files.temporary(hidden, "new"), files.temporary(hidden, "old")
@@ -190,9 +194,9 @@ def _installing(store: ZarrStore, table: str) -> Iterator[str]:
         files.clear(final.parent)  # the group of a modality whose first table never came
         try:
             yield new.name
+            store.set_attributes(new.name, attributes, durable=False)
             files.settle_folder(new)
-            if not (final.parent / "zarr.json").exists():
-                store.set_attributes(final.parent.name, root.copy_of(store.attributes()))
+            _start_modality(store, final.parent)
             if final.exists():
                 final.rename(old)
             new.rename(final)
@@ -201,6 +205,23 @@ def _installing(store: ZarrStore, table: str) -> Iterator[str]:
             files.remove(new)
             files.remove(old)
             store.close()  # forget the layout of what was there
+
+
+@contextmanager
+def _installing_objects(store: ZarrStore, table: str, attributes: dict[str, Any]) -> Iterator[None]:
+    """Objects in their own place, of which nothing is a table until the last one is written."""
+    final = store.path / table
+    (final / "zarr.json").unlink(missing_ok=True)
+    files.remove(final)
+    store.close()
+    yield
+    _start_modality(store, final.parent)
+    store.set_attributes(table, attributes)
+
+
+def _start_modality(store: ZarrStore, group: Path) -> None:
+    if not (group / "zarr.json").is_file():
+        store.set_attributes(group.name, root.copy_of(store.attributes()))
 
 
 def discard(store: ZarrStore, table: str) -> None:

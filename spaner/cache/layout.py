@@ -53,9 +53,14 @@ class Damage(NamedTuple):
 
 
 class Store(Protocol):
-    """A cache on disk, open for reading. `table` is "modality/split"; an array may be "draws/<name>"."""
+    """A cache on disk, open for reading. `table` is "modality/split"; an array may be "draws/<name>".
+
+    Attributes:
+        far: its bytes come over a network, so that what is read twice is fetched twice.
+    """
 
     path: Path
+    far: bool
 
     def tables(self) -> list[str]:
         """Names of all tables, finished or not, sorted."""
@@ -67,6 +72,10 @@ class Store(Protocol):
 
     def read(self, table: str, array: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows [start, stop) as a read-only view of the file where possible. Raises Corrupt."""
+        ...
+
+    def ahead(self, table: str, arrays: Sequence[str], chunks: Sequence[int]) -> None:
+        """Begin to fetch what is going to be read, where that helps."""
         ...
 
     def damage(self, table: str = "") -> list["Damage"]:

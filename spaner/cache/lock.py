@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
+from spaner.cache.address import BUCKETS, Address
 from spaner.cache.claim import Claim
 from spaner.cache.files import writing
 from spaner.errors import Busy, CacheError
@@ -32,7 +33,13 @@ def _fcntl() -> Any:
 
 
 def lock_path(cache: Path, name: str) -> Path:
-    """The lock file of one part of a cache, a hidden neighbour of it."""
+    """The lock file of one part of a cache, a hidden neighbour of it.
+
+    Raises:
+        CacheError: the cache is to be a whole bucket, which has no neighbours.
+    """
+    if isinstance(cache, Address) and cache.scheme in BUCKETS and len(cache.parts) < 3:
+        raise CacheError(f"{cache} is a bucket, expected a name in it; type for example {cache}/cache")
     return cache.with_name(f".{cache.name}.{name.replace('/', '=')}.lock")
 
 
@@ -45,7 +52,8 @@ OVERRIDE = "SPANER_LOCKS"
 
 def hold(path: Path, what: str, *, shared: bool = False, wait: bool = False) -> "Lock | Claim":
     """Hold `path` by a lock, or by a claim where locks do not reach; see `Lock` and `Claim`."""
-    kind = Lock if method_of(path.parent)[0] == "flock" else Claim
+    far = isinstance(path, Address)
+    kind = Claim if far or method_of(path.parent)[0] != "flock" else Lock
     return kind(path, what, shared=shared, wait=wait)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spaner.cache import files, integrity, root
+from spaner.cache.address import place
 from spaner.cache.layout import ArraySpec, Store, drawn_sha256, stored_layout, table_layout, unpack
 from spaner.cache.manifest import Manifest
 from spaner.cache.verification import is_unsealed
@@ -109,7 +110,7 @@ def _found_layout(store: ZarrStore, manifest: Manifest) -> dict[str, ArraySpec]:
 
 
 def _size(store: ZarrStore, table: str, array: str, layout: Mapping[str, ArraySpec]) -> int:
-    file = Path(store.chunk_file(table, array, layout[array], 0))
+    file = place(store.chunk_file(table, array, layout[array], 0))
     return file.stat().st_size if file.is_file() else 0
 
 
@@ -118,7 +119,7 @@ def _differs(file: Path, expected: bytes) -> bool:
 
 
 def _is_plain(store: ZarrStore, table: str, array: str, spec: ArraySpec) -> bool:
-    file = Path(store.chunk_file(table, array, spec, 0))
+    file = place(store.chunk_file(table, array, spec, 0))
     if (file.parent / "c").exists():  # another program's chunks
         return False
     return not file.exists() or file.stat().st_size == spec.chunk_bytes
@@ -139,7 +140,7 @@ def mend_listing(
             block = np.zeros(spec.chunk_shape, spec.stored)
             part = rows[index * spec.chunk : (index + 1) * spec.chunk]
             block[: len(part)] = part
-            if _differs(Path(store.chunk_file(manifest.table, array, spec, index)), block.tobytes()):
+            if _differs(place(store.chunk_file(manifest.table, array, spec, index)), block.tobytes()):
                 written.append(store.write_chunk(manifest.table, array, index, block))
         if len(written) > before:
             said.append(f"{array} of {manifest.table} in {store.path} was damaged and is written anew")

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from spaner.cache.address import place
 from spaner.cache.cache import Cache
 from spaner.cache.cache import open as open_cache
 from spaner.cache.copying import Given, of_table, write_into
 from spaner.cache.layout import ids_sha256
-from spaner.cache.opening import local
 from spaner.cache.table import Table
 from spaner.errors import CacheError, Mismatch
 from spaner.progress import Progress, no_progress
@@ -46,7 +46,7 @@ def merge(sources: Sequence[str | Path], target: str | Path, progress: Progress 
         Corrupt: a chunk of a source differs from its seal.
         CacheError: no such source, one row in two of them, or the target cannot be written.
     """
-    target, paths = local(target), [local(source) for source in sources]
+    target, paths = place(target), [place(source) for source in sources]
     if len(paths) < 2:
         raise CacheError(f"a merge needs at least two caches, found {len(paths)}; name them all")
     if any(path.resolve() == target.resolve() for path in paths):

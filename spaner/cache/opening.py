@@ -1,34 +1,28 @@
 """From a path to its stores: which format it is, and what to say when it is not a cache."""
 
-import re
 from pathlib import Path
 
 from spaner.cache import root
-from spaner.cache.hdf5_store import HEADER, Hdf5Store
+from spaner.cache.address import Address, place
+from spaner.cache.hdf5_store import HEADER, Hdf5Store, is_hdf5
 from spaner.cache.layout import Store
 from spaner.cache.manifest import SCHEMA, SCHEMAS
 from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError, Corrupt
 
-ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/")
-
-
-def local(path: str | Path) -> Path:
-    """The path, unless it is an address.
-
-    Raises:
-        CacheError: it is one, such as s3://bucket/cache, which a path would take for a folder named "s3:".
-    """
-    if found := ADDRESS.match(str(path)):
-        raise CacheError(
-            f"{path} is an address ({found[1]}:), and caches lie in folders or .h5 files of this machine; "
-            "mount it, or copy the cache here first, and give the path"
-        )
-    return Path(path)
-
 
 def parts_of(path: Path) -> Path:
-    """Where the tables of an HDF5 cache lie until they are published."""
+    """Where the tables of an HDF5 cache lie until they are published.
+
+    Raises:
+        CacheError: it is a file at an address: HDF5 is read in place, and replaced as a whole.
+    """
+    if isinstance(path, Address) and is_hdf5(path):
+        raise CacheError(
+            f"{path} is an .h5 file at an address ({path.scheme}:); expected a folder, or a file of this "
+            f"machine: for a file, fetch it first; to send one, type `spaner cache copy {path.name} "
+            f"{path.with_suffix('')}`"
+        )
     return path.with_name(path.name + ".parts")
 
 
@@ -40,14 +34,18 @@ def stores_at(path: Path) -> list[Store]:
         Corrupt: it is one, but damaged.
     """
     parts = parts_of(path)
+    if isinstance(path, Address):
+        return [_zarr(path)] if path.is_dir() else _nothing(path)
     stores: list[Store] = [_zarr(parts)] if (parts / "zarr.json").is_file() else []
     if path.is_dir():
         stores.append(_zarr(path))
     elif path.is_file():
         stores.append(_hdf5(path))
-    if not stores:
-        raise CacheError(f"no cache at {path}; make one with `spaner extract --cache {path}`")
-    return stores
+    return stores or _nothing(path)
+
+
+def _nothing(path: Path) -> list[Store]:
+    raise CacheError(f"no cache at {path}; make one with `spaner extract --cache {path}`")
 
 
 def whose(path: Path) -> tuple[str, list[str]]:
@@ -57,7 +55,7 @@ def whose(path: Path) -> tuple[str, list[str]]:
         CacheError: nothing there, or no cache.
         Corrupt: nothing that is left says so.
     """
-    path = local(path)
+    path = place(path)
     store = ZarrStore(path if path.is_dir() else parts_of(path))
     found = root.recalled(store) if store.path.is_dir() else None
     if found is None:
@@ -66,7 +64,7 @@ def whose(path: Path) -> tuple[str, list[str]]:
 
 
 def _zarr(path: Path) -> ZarrStore:
-    store = ZarrStore(path)
+    store = ZarrStore(path, snapshot=True)
     if not (path / "zarr.json").is_file() and not store.tables():
         raise CacheError(f"{path} is a folder without zarr.json, not a spaner cache; check --cache")
     try:

@@ -1,6 +1,7 @@
 """What changes a cache as a whole: its locks, and publishing finished tables into an HDF5 file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from spaner.cache import files, hdf5_store, install, mending, root
@@ -18,6 +19,14 @@ def root_lock(path: Path) -> Lock | Claim:
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     return hold(lock_path(path, "root"), str(path), wait=True)
+
+
+@contextmanager
+def alone(path: Path, store: ZarrStore) -> Iterator[None]:
+    """Nobody else changes the cache as a whole meanwhile, and what was known of it is asked for anew."""
+    with root_lock(path):
+        store.refresh()
+        yield
 
 
 def table_lock(path: Path, table: str, *, worker: tuple[int, int] = (0, 1)) -> list[Lock | Claim]:

@@ -5,6 +5,8 @@ the same open table gives them without looking again. So nothing that is trained
 the price of one SHA-256 over what is read (docs/speed.md has the numbers).
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from spaner.cache import integrity
 from spaner.cache.layout import CHECKSUM_BYTES, Store
 from spaner.cache.manifest import FIRST, Manifest
 from spaner.errors import Corrupt
+
+AHEAD = 3
+"""Chunks that are on their way while one is used."""
 
 
 class SealedArrays:
@@ -30,9 +35,17 @@ class SealedArrays:
         self._where = where
         self._checked: set[str | int] = set()  # parts of the seal by name, chunks by number
         self._checksums = np.empty((0, CHECKSUM_BYTES), np.uint8)
+        self._expected: list[int] = []
+        self._far_listing: dict[str, np.ndarray] = {}
+
+    def expect(self, chunks: Iterable[int]) -> None:
+        """Chunks whose rows are going to be read, in order: at an address they are fetched ahead."""
+        self._expected = list(chunks) if self._store.far else []
 
     def listing(self, array: str) -> np.ndarray:
         """All of "labels" or "ids"."""
+        if self._store.far:
+            return self._fetched_listing(array)
         if "listing" not in self._checked:
             rows = self._manifest.rows
             found = integrity.array_sha256(self._store, self._manifest.table, ["labels", "ids"], rows)
@@ -58,21 +71,45 @@ class SealedArrays:
 
     def rows(self, array: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of "features", "reason" or "stat"; a view of the file where that is possible."""
-        if start < stop:
-            self._check(range(start // self._manifest.chunk, (stop - 1) // self._manifest.chunk + 1))
+        size = self._manifest.chunk
+        chunks = range(start // size, (stop - 1) // size + 1) if start < stop else range(0)
+        if self._store.far and len(chunks) > 1:  # while a chunk that was fetched for its check is near
+            self._expected = self._expected or list(chunks)
+            borders = [start, *(chunk * size for chunk in chunks[1:]), stop]
+            return np.concatenate([self.rows(array, *pair) for pair in pairwise(borders)])
+        self._check(chunks)
         return self._store.read(self._manifest.table, array, start, stop)
+
+    def _fetched_listing(self, array: str) -> np.ndarray:
+        """Both arrays are checked together; the one that was not asked for stays until it is."""
+        if array not in self._far_listing:
+            arrays = {name: self._all(name) for name in ("labels", "ids")}
+            found = integrity.chunk_checksum(*arrays.values()).hex()
+            self._agree("listing", found, self._seal["listing"], "its listing")
+            self._far_listing = arrays
+        return self._far_listing.pop(array)
 
     def _all(self, array: str) -> np.ndarray:
         return self._store.read(self._manifest.table, array)
 
     def _check(self, chunks: range) -> None:
         for chunk in chunks:
-            if chunk in self._checked:
+            if chunk in self._checked and not self._store.far:  # what is fetched again is checked again
                 continue
+            self._ahead(chunk)
             if not len(self._checksums):
                 self._read_checksums()
             found = integrity.stored_checksum(self._store, self._manifest, chunk)
             self._agree(chunk, found, self._checksums[chunk].tobytes(), f"chunk {chunk}")
+
+    def _ahead(self, chunk: int) -> None:
+        """Fetch all arrays of a chunk together, and the next ones that are expected."""
+        behind = self._expected.index(chunk) + 1 if chunk in self._expected else 0
+        coming = self._expected[behind : behind + AHEAD] if behind else []
+        self._expected = self._expected[max(0, behind - 1) :]
+        self._store.ahead(
+            self._manifest.table, integrity.checked_arrays(self._manifest.schema), [chunk, *coming]
+        )
 
     def _read_checksums(self) -> None:
         manifest = self._manifest

@@ -121,6 +121,7 @@ class Table:
         step = block or self.manifest.chunk
         if step < 1:
             raise CacheError(f"block must be at least 1 row, found {block}")
+        self._arrays.expect(range(self.manifest.chunks))
         for start in range(0, self.rows, step):
             rows = slice(start, min(start + step, self.rows))
             yield rows, self._block(rows.start, rows.stop)
@@ -178,6 +179,7 @@ class Table:
         out = np.empty((len(rows), len(self.views), self.dim), self.manifest.dtype)
         chunks = rows // self.manifest.chunk
         order = np.argsort(chunks, kind="stable")
+        self._arrays.expect(np.unique(chunks).tolist())
         for chunk, places in _runs(chunks, order):
             span = self.manifest.rows_of(chunk)
             out[places] = self._block(span.start, span.stop)[rows[places] - span.start]

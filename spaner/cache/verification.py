@@ -17,6 +17,7 @@ from spaner.cache.zarr_store import ZarrStore
 from spaner.errors import CacheError
 
 REPAIR = "run `spaner cache repair`"
+AHEAD = 4  # chunks that are on their way together, where they come over a network
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def _table(store: Store, table: str) -> list[Problem]:
 def damaged_chunks(store: Store, manifest: Manifest) -> dict[int, str]:
     """Chunk -> what is wrong with it."""
     found, table = {}, manifest.table
+    arrays = ("checksum", "done", *integrity.checked_arrays(manifest.schema))
     for chunk in range(manifest.chunks):
+        store.ahead(table, arrays, range(manifest.chunks)[chunk : chunk + AHEAD])
         try:
             stored = store.read(table, "checksum", chunk, chunk + 1).tobytes()
             if store.read(table, "done", chunk, chunk + 1)[0] != 1:

@@ -55,7 +55,7 @@ class Writer:
         self._written: dict[int, tuple[bytes, list[Path]]] = {}  # not settled: checksum, files
         self._bytes, self._settled = 0, time.monotonic()
         self._clear()
-        self.pending = [] if self.sealed else [chunk for chunk in self.mine if not self._is_done(chunk)]
+        self.pending = [] if self.sealed else self._not_done()
 
     @property
     def sealed(self) -> bool:
@@ -127,12 +127,12 @@ class Writer:
         store, table = self._store, self._table
         store.clear_chunk(table, "done", chunk)
         parts = {name: arrays[name] for name in integrity.checked_arrays(self.manifest.schema)}
-        made = []
-        for name, rows in parts.items():
-            if name in ("reason", "stat") and not rows.any():
-                store.clear_chunk(table, name, chunk)
-            else:
-                made.append(store.write_chunk(table, name, chunk, rows))
+        absent = [name for name in ("reason", "stat") if name in parts and not parts[name].any()]
+        for name in absent:
+            store.clear_chunk(table, name, chunk)
+        made = store.write_chunks(
+            table, [(name, chunk, rows) for name, rows in parts.items() if name not in absent]
+        )
         self._written[chunk] = integrity.chunk_checksum(*parts.values()), made
         self._bytes += arrays["features"].nbytes
         if self._bytes >= BATCH_BYTES or time.monotonic() - self._settled >= BATCH_SECONDS:
@@ -143,13 +143,12 @@ class Writer:
         """Wait for the rows written so far, then say that they are done."""
         store, written = self._store, self._written
         files.settle(file for _, made in written.values() for file in made)
-        checksums = [
-            store.write_chunk(self._table, "checksum", chunk, np.frombuffer(checksum, np.uint8)[None])
+        sums = [
+            ("checksum", chunk, np.frombuffer(checksum, np.uint8)[None])
             for chunk, (checksum, _) in written.items()
         ]
-        files.settle(checksums)
-        for chunk in written:
-            store.write_chunk(self._table, "done", chunk, np.ones(1, np.uint8))
+        files.settle(store.write_chunks(self._table, sums))
+        store.write_chunks(self._table, [("done", chunk, np.ones(1, np.uint8)) for chunk in written])
         self._written, self._bytes, self._settled = {}, 0, time.monotonic()
 
     def reset(self, chunks: Iterable[int]) -> None:
@@ -205,9 +204,10 @@ class Writer:
     def _seal(self, measured: dict[str, Any]) -> None:
         attributes = {"manifest": self.manifest.to_json(), "measured": measured}
         attributes["seal"] = integrity.make_seal(self._store, self._table, self.manifest, measured)
-        done = self._store.path / self._table / "done"
-        files.settle(file for file in done.iterdir() if file.name[0] == "c")
-        files.clear(done.parent)  # whoever else began to seal has died
+        if not self._store.far:
+            done = self._store.path / self._table / "done"
+            files.settle(file for file in done.iterdir() if file.name[0] == "c")
+            files.clear(done.parent)  # whoever else began to seal has died
         self._store.set_attributes(self._table, attributes)
 
     def read(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n V D"]:
@@ -270,6 +270,15 @@ class Writer:
     def _is_left(self, name: str) -> bool:
         chunk = re.match(r"c\.(\d+)", name)
         return chunk is not None and int(chunk[1]) in self.mine
+
+    def _not_done(self) -> list[int]:
+        """Chunks of this worker that are to be written. An object is whole when it is there, so that at an
+        address flag and size are enough, and nothing that was sent is fetched."""
+        if not self._store.far:
+            return [chunk for chunk in self.mine if not self._is_done(chunk)]
+        done = self._store.read(self._table, "done")
+        sent = self._store.sent(self._table, "features") if done.any() else set()
+        return [chunk for chunk in self.mine if not (done[chunk] and chunk in sent)]
 
     def _is_done(self, chunk: int) -> bool:
         store, table = self._store, self._table

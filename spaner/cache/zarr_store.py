@@ -5,12 +5,15 @@ no compression, chunk files "c.<i>.0.0". Three things follow that a library in b
 a chunk file is `np.fromfile`-able and mapped into memory as it is, the bytes on disk do not depend on a
 library version (so a killed table can end bit-identical), and every metadata file can be checked bit by bit.
 zarr-python reads all of it (the store contract holds that), and it is how this store reads an array that
-somebody has compressed since.
+somebody has compressed since. At an address a file is an object, and chunks are fetched instead of mapped.
 """
 
 import json
 import mmap
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,10 @@ from weakref import WeakSet
 import numpy as np
 
 from spaner.cache import files
+from spaner.cache.address import Address, fetch, place
 from spaner.cache.layout import ArraySpec, Damage, stored_layout
 from spaner.cache.manifest import Manifest
+from spaner.cache.objects import Objects, window
 from spaner.cache.zarr_json import array_json, group_json, plain_spec
 from spaner.errors import CacheError, Corrupt
 
@@ -32,17 +37,34 @@ PER_CHUNK = ("features", *OPTIONAL)  # what encoding a chunk again writes anew
 
 
 class ZarrStore:
-    """Reads and writes one cache directory; see `layout.Store` for the reading half."""
+    """Reads and writes one cache directory; see `layout.Store` for the reading half.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        snapshot: at an address, what was read may be kept and is not asked for again; for reading alone.
+    """
+
+    def __init__(self, path: Path, *, snapshot: bool = False) -> None:
         self.path = path
+        self.far = isinstance(path, Address)
         self._specs: dict[str, ArraySpec | None] = {}
+        self._objects = Objects(keep=snapshot)
+        self._listed: list[str] | None = None
+        self._metadata_bytes: dict[str, bytes] = {}
 
     # -- reading ---------------------------------------------------------------------------------
 
     def tables(self) -> list[str]:
+        if self._listed is not None:
+            return self._listed
         found = self.path.glob("[!.]*/[!.]*/zarr.json")
-        return sorted(f"{file.parent.parent.name}/{file.parent.name}" for file in found)
+        names = sorted(f"{file.parent.parent.name}/{file.parent.name}" for file in found)
+        self._listed = names if self.far else None
+        return names
+
+    def refresh(self) -> None:
+        """Forget what is known of tables and metadata at an address, where others may have changed them."""
+        self._listed = None
+        self._metadata_bytes.clear()
 
     def attributes(self, table: str = "") -> dict[str, Any]:
         metadata = self._metadata(table)
@@ -60,9 +82,8 @@ class ZarrStore:
             offset = first * spec.chunk
             return self._chunk(table, array, spec, first)[start - offset : stop - offset]
         out = np.empty((stop - start, *spec.shape[1:]), spec.dtype)
-        for index in range(first, last + 1):
+        for index, block in self._chunks(table, array, spec, range(first, last + 1)):
             low, high = max(start, index * spec.chunk), min(stop, (index + 1) * spec.chunk)
-            block = self._chunk(table, array, spec, index)
             out[low - start : high - start] = block[low - index * spec.chunk : high - index * spec.chunk]
         return out
 
@@ -76,19 +97,52 @@ class ZarrStore:
     def _metadata(self, node: str) -> dict[str, Any]:
         file = self.path / node / "zarr.json"
         try:
-            metadata = json.loads(file.read_bytes())
+            content = self._metadata_bytes.get(node) or file.read_bytes()
+            metadata = json.loads(content)
         except FileNotFoundError:
             raise Corrupt(_damaged(file, "it is missing")) from None
         except (ValueError, RecursionError) as error:
             raise Corrupt(_damaged(file, f"it is not JSON ({error})")) from None
         if not isinstance(metadata, dict):
             raise Corrupt(_damaged(file, "it is not a JSON object"))
+        if self.far:
+            self._metadata_bytes[node] = content
         return metadata
+
+    def ahead(self, table: str, arrays: Sequence[str], chunks: Sequence[int]) -> None:
+        if not self.far:
+            return
+        self._read_metadata([f"{table}/{array}" for array in arrays if f"{table}/{array}" not in self._specs])
+        wanted = []
+        for array in arrays:
+            if spec := self.spec(table, array):
+                files_ = (self.chunk_file(table, array, spec, chunk) for chunk in chunks)
+                wanted += [(file, spec.chunk_bytes) for file in files_]
+        self._objects.ask(wanted)
+
+    def _read_metadata(self, nodes: list[str]) -> None:
+        """Those of several arrays in one round trip; what is missing is told when it is used."""
+        if len(nodes) > 1 and isinstance(self.path, Address):
+            found = fetch([(self.path / node / "zarr.json", MAP_FROM) for node in nodes])
+            self._metadata_bytes |= {node: data for node, data in zip(nodes, found, strict=True) if data}
+            for node in nodes:
+                with suppress(Corrupt):
+                    self.spec(*node.rsplit("/", 1))
+
+    def _chunks(
+        self, table: str, array: str, spec: ArraySpec, indices: range
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Chunks in order; at an address as many are on their way together as are worth it."""
+        step = window(spec.chunk_bytes)
+        for index in indices:
+            if (index - indices.start) % step == 0:
+                self.ahead(table, [array], indices[index - indices.start :][:step])
+            yield index, self._chunk(table, array, spec, index)
 
     def _chunk(self, table: str, array: str, spec: ArraySpec, index: int) -> np.ndarray:
         file = self.chunk_file(table, array, spec, index)
         try:
-            data = _bytes(file, mapped=spec.chunk_bytes >= MAP_FROM)
+            data = self._data(file, spec.chunk_bytes)
         except FileNotFoundError:
             if array not in OPTIONAL:
                 raise Corrupt(_damaged(file, "it is missing")) from None
@@ -97,15 +151,31 @@ class ZarrStore:
             raise Corrupt(_damaged(file, f"it has {len(data):,} of {spec.chunk_bytes:,} bytes"))
         return np.frombuffer(data, spec.stored).reshape(spec.chunk_shape)
 
+    def _data(self, file: str, size: int) -> bytes | mmap.mmap:
+        if not self.far:
+            return _bytes(file, mapped=size >= MAP_FROM)
+        if (data := self._objects.get(file, size)) is None:
+            raise FileNotFoundError(file)
+        return data
+
     def chunk_file(self, table: str, array: str, spec: ArraySpec, index: int) -> str:
         """Where chunk `index` of an array lies (text: a Path costs more than mapping the file)."""
         return f"{self.path}/{table}/{array}/c.{index}{'.0' * (len(spec.shape) - 1)}"
+
+    def sent(self, table: str, array: str) -> set[int]:
+        """Chunks of which an object of full size is there."""
+        spec, folder = self.spec(table, array), self.path / table / array
+        assert spec is not None
+        assert isinstance(folder, Address)
+        there = folder.sizes()
+        ending = ".0" * (len(spec.shape) - 1)
+        return {n for n in range(spec.chunks) if there.get(f"c.{n}{ending}") == spec.chunk_bytes}
 
     def _read_foreign(self, table: str, array: str, start: int, stop: int | None) -> np.ndarray:
         import zarr  # two seconds of import that no cache of ours needs
 
         try:
-            node = zarr.open_array(self.path / table / array, mode="r")
+            node = zarr.open_array(f"{self.path}/{table}/{array}", mode="r")
             return np.asarray(node[start:stop])
         except Exception as error:  # zarr has no common base for what damaged metadata can raise
             file = self.path / table / array / "zarr.json"
@@ -171,12 +241,14 @@ class ZarrStore:
     def _strays(self, node: str, expected: set[str]) -> list[Damage]:
         """Names that are no part of the cache; those with a dot at the start are work in progress."""
         folder = self.path / node
-        names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        names = sorted(entry.name for entry in folder.iterdir()) if self.far or folder.is_dir() else []
         strange = [name for name in names if name[0] != "." and name not in expected]
         return [Damage(f"{folder / name} is no part of the cache; remove it", "stray") for name in strange]
 
     def close(self) -> None:
         self._specs.clear()  # the files themselves are not kept open
+        self._objects.forget()
+        self.refresh()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -186,10 +258,13 @@ class ZarrStore:
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         files.write(folder / "zarr.json", group_json(attributes), durable=durable)
+        self.refresh()
 
     def create_array(self, table: str, array: str, spec: ArraySpec, *, durable: bool = False) -> None:
         """Make an empty array; chunks that are not written read as zeros."""
         folder = self.path / table / array
+        if self.far:
+            self._specs[f"{table}/{array}"] = spec  # as it would be read back
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         files.write(folder / "zarr.json", array_json(spec), durable=durable)
@@ -202,15 +277,26 @@ class ZarrStore:
         if len(block) < spec.chunk:
             padding = np.zeros((spec.chunk - len(block), *spec.shape[1:]), block.dtype)
             block = np.concatenate([block, padding])
-        file = Path(self.chunk_file(table, array, spec, index))
+        file = place(self.chunk_file(table, array, spec, index))
         files.write(file, block.reshape(-1).view(np.uint8).data)
         return file
+
+    def write_chunks(self, table: str, chunks: Sequence[tuple[str, int, np.ndarray]]) -> list[Path]:
+        """Replace chunks (array, index, rows), at an address several at once; their files."""
+        if not self.far or len(chunks) < 2:
+            return [self.write_chunk(table, *chunk) for chunk in chunks]
+        with ThreadPoolExecutor(files.THREADS) as pool:
+            return list(pool.map(lambda chunk: self.write_chunk(table, *chunk), chunks))
 
     def clear_chunk(self, table: str, array: str, index: int) -> None:
         """Make one chunk zeros by removing its file."""
         spec = self.spec(table, array)
         assert spec is not None, f"{table}/{array} is not written by this store"
-        files.remove(Path(self.chunk_file(table, array, spec, index)))
+        file = place(self.chunk_file(table, array, spec, index))
+        if self.far:
+            file.unlink(missing_ok=True)
+        else:
+            files.remove(file)
 
 
 def _bytes(file: str, *, mapped: bool) -> bytes | mmap.mmap:

@@ -21,7 +21,7 @@ def group() -> None:
 def prompt(
     ctx: typer.Context,
     *,
-    cache: Annotated[Path, typer.Option(help="The cache to train from.")] = Path("cache/imagenet16"),
+    cache: Annotated[Path, console.cache_option("The cache to train from.")] = Path("cache/imagenet16"),
     recipe: Recipe = "anchored",
     seeds: Annotated[
         str, typer.Option(help="Seeds of draw and training, which move together.", metavar="a,b,…")

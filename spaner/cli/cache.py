@@ -11,7 +11,14 @@ from spaner.errors import Corrupt, Unsealed
 
 app = typer.Typer(no_args_is_help=True, help="Look at, check, mend, copy, merge and export a cache.")
 
-CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="A Zarr directory or an .h5 file.")]
+CachePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CACHE",
+        parser=console.place,
+        help="A Zarr directory, an .h5 file, or an address such as s3://bucket/cache.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
@@ -164,7 +171,14 @@ def repair(
 @app.command()
 def copy(
     source: CachePath,
-    target: Annotated[Path, typer.Argument(help="New place: .h5 for HDF5, otherwise a Zarr directory.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            parser=console.place,
+            metavar="TARGET",
+            help="New place: .h5 for HDF5, otherwise a Zarr directory or an address.",
+        ),
+    ],
 ) -> None:
     """Copy a cache, every chunk checked, also into the other format. The same command continues a copy.
 
@@ -181,8 +195,18 @@ def copy(
 
 @app.command()
 def merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="CACHE CACHE…", help="Caches of one dataset.")],
-    into: Annotated[Path, typer.Option(help="New place: .h5 for HDF5, otherwise a Zarr directory.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="CACHE CACHE…", parser=console.place, help="Caches of one dataset."),
+    ],
+    into: Annotated[
+        Path,
+        typer.Option(
+            parser=console.place,
+            metavar="PATH",
+            help="New place: .h5 for HDF5, otherwise a Zarr directory or an address.",
+        ),
+    ],
 ) -> None:
     """Merge caches made apart: other splits or modalities, or other rows of one table, joined in order.
 

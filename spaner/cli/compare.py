@@ -29,7 +29,12 @@ def compare(
     *,
     cache: Annotated[
         list[Path] | None,
-        typer.Option(help="Cache to compare on; may be repeated.", show_default="cache/imagenet16"),
+        typer.Option(
+            help="Cache to compare on; may be repeated.",
+            show_default="cache/imagenet16",
+            parser=console.place,
+            metavar="PATH",
+        ),
     ] = None,
     methods: Annotated[
         str | None,

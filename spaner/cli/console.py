@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -101,6 +103,20 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def place(text: str | Path) -> Path:
+    """What was typed where a cache is asked for: a path, or an address such as s3://bucket/cache."""
+    if ":/" not in str(text):
+        return Path(text)
+    from spaner.cache.address import place as found
+
+    return found(text)
+
+
+def cache_option(text: str, **more: Any) -> Any:
+    """An option that takes one cache, or several."""
+    return typer.Option(help=text, parser=place, metavar="PATH", **more)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

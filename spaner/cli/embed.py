@@ -28,7 +28,12 @@ def embed(
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="A file of texts, one a line.")] = None,
     cache: Annotated[
-        list[Path] | None, typer.Option(help="CACHE or CACHE/modality/split to map; may be repeated.")
+        list[Path] | None,
+        typer.Option(
+            help="CACHE or CACHE/modality/split to map; may be repeated.",
+            parser=console.place,
+            metavar="PATH",
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -12,7 +12,12 @@ from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 def evaluate(
     *,
     run: Annotated[Path, typer.Option(help="Run folder written by `spaner train`.")],
-    cache: Annotated[Path, typer.Option(help="Cache to score on; its encoder must be the run's.")],
+    cache: Annotated[
+        Path,
+        typer.Option(
+            help="Cache to score on; its encoder must be the run's.", parser=console.place, metavar="PATH"
+        ),
+    ],
     split: Annotated[
         str | None, typer.Option(help="Table to score.", show_default="image/test, else image/val")
     ] = None,

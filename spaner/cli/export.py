@@ -21,7 +21,13 @@ def export(
         list[str] | None, typer.Option(help="Only this modality; may be repeated.", show_default="all")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Cache with rows to check on.", show_default="the run's own")
+        Path | None,
+        typer.Option(
+            help="Cache with rows to check on.",
+            show_default="the run's own",
+            parser=console.place,
+            metavar="PATH",
+        ),
     ] = None,
     encoder: Annotated[
         Path | None, typer.Option(help="Export encoders too, checked on the samples of this folder.")

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from spaner.align.train.config import parts_of, recipe_values
+from spaner.cli import console
 from spaner.errors import RecipeError
 from spaner.settings import axes
 
@@ -245,7 +246,7 @@ def _as(kind: Any, text: str) -> Any:
         return tuple(_as(get_args(kind)[0], part.strip()) for part in text.split(",") if part.strip())
     if kind is bool:
         return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
-    return kind(text)
+    return console.place(text) if kind is Path else kind(text)
 
 
 def _example(hint: Any) -> str:

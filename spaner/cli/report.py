@@ -23,7 +23,13 @@ def report(
         list[Path] | None, typer.Option(help="Cache of shifted data to test the runs on; may be repeated.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Cache to score on.", show_default="the one each run recorded")
+        Path | None,
+        typer.Option(
+            help="Cache to score on.",
+            show_default="the one each run recorded",
+            parser=console.place,
+            metavar="PATH",
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Table to score.", show_default="the one the run was tested on")

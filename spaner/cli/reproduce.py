@@ -20,7 +20,13 @@ def reproduce(
         typer.Option(help="Data set.", show_default="imagenet; imagenet-esc-19 where sound is heard"),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Its cache.", show_default="cache/imagenet16, else cache/DATASET")
+        Path | None,
+        typer.Option(
+            help="Its cache.",
+            show_default="cache/imagenet16, else cache/DATASET",
+            parser=console.place,
+            metavar="PATH",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder.", show_default="reproduced/ARTIFACT-DATASET")

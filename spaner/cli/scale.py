@@ -16,7 +16,7 @@ COLUMNS += ["trained pairs", "emergent pairs", "chance"]
 def scale(
     ctx: typer.Context,
     *,
-    cache: Annotated[Path, typer.Option(help="The cache to train from.")] = Path("cache/digits"),
+    cache: Annotated[Path, console.cache_option("The cache to train from.")] = Path("cache/digits"),
     recipe: Recipe = "paper",
     modalities: Annotated[
         str | None,

@@ -17,7 +17,7 @@ from spaner.errors import RunError
 def sweep(
     ctx: typer.Context,
     *,
-    cache: Annotated[Path, typer.Option(help="The cache to train from.")] = Path("cache/imagenet16"),
+    cache: Annotated[Path, console.cache_option("The cache to train from.")] = Path("cache/imagenet16"),
     recipe: Recipe = "paper",
     out: Annotated[Path | None, typer.Option(help="Sweep folder.", show_default="sweeps/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,

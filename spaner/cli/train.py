@@ -21,7 +21,7 @@ Recipe = Annotated[
 def train(
     ctx: typer.Context,
     *,
-    cache: Annotated[Path, typer.Option(help="The cache to train from.")] = Path("cache/imagenet16"),
+    cache: Annotated[Path, console.cache_option("The cache to train from.")] = Path("cache/imagenet16"),
     recipe: Recipe = "paper",
     out: Annotated[
         Path | None, typer.Option(help="Run folder.", show_default="runs/<cache>-<recipe>-<hash>")

@@ -17,7 +17,12 @@ def transfer(
         list[Path], typer.Argument(help="Run folders written by `spaner train`.", metavar="RUN...")
     ],
     *,
-    to: Annotated[list[Path], typer.Option(help="Cache of another data set; may be repeated.")],
+    to: Annotated[
+        list[Path],
+        typer.Option(
+            help="Cache of another data set; may be repeated.", parser=console.place, metavar="PATH"
+        ),
+    ],
     base_to_new: Annotated[
         bool,
         typer.Option(

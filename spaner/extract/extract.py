@@ -13,6 +13,7 @@ import numpy as np
 
 from spaner import registry
 from spaner.cache import cache as caches
+from spaner.cache.address import place
 from spaner.errors import RecipeError
 from spaner.extract import parts
 from spaner.extract.config import ExtractConfig
@@ -88,7 +89,7 @@ def configured(config: ExtractConfig | None, overrides: dict[str, Any]) -> Extra
     return dataclasses.replace(
         config,
         draws_from=None if several is None else tuple(Path(path).expanduser() for path in several),
-        **{name: Path(value).expanduser() for name, value in paths.items() if value is not None},
+        **{name: place(value).expanduser() for name, value in paths.items() if value is not None},
     )
 
 

@@ -7,10 +7,10 @@ the same line runs it again. The bits are those of one process: a chunk's bits d
 
 import dataclasses
 import shlex
-from pathlib import Path
 
 import numpy as np
 
+from spaner.cache.address import place
 from spaner.cache.cache import Cache
 from spaner.cache.claim import Claim
 from spaner.cache.lock import Lock
@@ -174,9 +174,9 @@ def placed(config: ExtractConfig, parts: int) -> tuple[ExtractConfig, SharedPlan
     if config.cache is None:
         dataset = listed(config)
         config = dataclasses.replace(config, cache=destination(config, dataset))
-    with shared.planning(Path(str(config.cache))):
+    with shared.planning(place(str(config.cache))):
         found = shared.prepared(config, parts, dataset)
-    return dataclasses.replace(config, cache=Path(found.path), overwrite=False), found
+    return dataclasses.replace(config, cache=found.path, overwrite=False), found
 
 
 def summed(found: SharedPlan, before: dict[str, tuple[int, int]], seconds: dict[str, float]) -> Summary:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from spaner.cache.address import place
 from spaner.cache.layout import drawn_sha256, ids_sha256
 from spaner.cache.manifest import EncoderSpec, Manifest, default_chunk_rows
 from spaner.errors import DatasetError
@@ -191,6 +192,6 @@ def _texts(config: ExtractConfig, dataset: Dataset) -> list[TablePlan]:
 def destination(config: ExtractConfig, dataset: Dataset) -> Path:
     """`--cache`, else `cache/NAME`, with the largest number of shots behind NAME where rows are drawn."""
     if config.cache is not None:
-        return Path(config.cache)
+        return place(config.cache)
     shots = draw_shots(config, dataset)
     return Path("cache") / f"{dataset.name}{max(shots) if shots else ''}"

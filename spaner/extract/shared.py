@@ -19,11 +19,11 @@ import numpy as np
 import spaner
 from spaner.cache import cache as caches
 from spaner.cache import files
+from spaner.cache.address import place
 from spaner.cache.cache import Cache
 from spaner.cache.claim import Claim
 from spaner.cache.layout import unpack
 from spaner.cache.lock import Lock, hold, lock_path
-from spaner.cache.opening import local
 from spaner.cache.publish import root_lock
 from spaner.errors import Busy, CacheError, Mismatch
 from spaner.extract import texts
@@ -140,7 +140,7 @@ def plan_path(cache: Path) -> Path:
 
 def planning(path: Path) -> Lock | Claim:
     """Waits for its turn to make or read the plan, to take a part, or to see who holds one."""
-    root_lock(local(path)).release()  # makes the folder
+    root_lock(place(path)).release()  # makes the folder
     return hold(lock_path(path, "plan"), f"the plan of {path}", wait=True)
 
 
@@ -153,7 +153,7 @@ def joined(config: ExtractConfig, share: tuple[int, int]) -> Iterator[tuple[Shar
         Mismatch: the plan was made with other settings, or by another version.
     """
     assert config.cache is not None, "parts meet in a cache"
-    path, (number, count) = config.cache, share
+    path, (number, count) = place(config.cache), share
     with planning(path):
         found = prepared(config, count)
         held = hold(lock_path(path, f"part.{number}-of-{count}"), f"part {number + 1} of {count} of {path}")
@@ -168,7 +168,7 @@ def prepared(config: ExtractConfig, parts: int, dataset: Dataset | None = None) 
         Busy, Mismatch: as for `joined`.
     """
     assert config.cache is not None, "parts meet in a cache"
-    file = plan_path(config.cache)
+    file = plan_path(place(config.cache))
     if config.overwrite or not file.is_file():
         return _planned(config, parts, dataset)
     told = _read(file)
@@ -177,7 +177,7 @@ def prepared(config: ExtractConfig, parts: int, dataset: Dataset | None = None) 
         _check_idle(config.cache, told["parts"], parts)
         told["parts"] = parts
         _write(file, told)
-    return _from_json(config.cache, told)
+    return _from_json(place(config.cache), told)
 
 
 def _planned(config: ExtractConfig, parts: int, dataset: Dataset | None) -> SharedPlan:

@@ -7,7 +7,6 @@ import pytest
 import zarr
 
 from spaner import cache
-from spaner.cache import opening
 from spaner.errors import CacheError, Corrupt, Mismatch, Unsealed
 
 CLASSES = ["cat", "dog", "Häher"]
@@ -108,19 +107,3 @@ def test_a_closed_hdf5_cache_answers_in_one_line(make, tmp_path: Path):
         table = opened.table("image/train")
     with pytest.raises(CacheError, match="is closed"):
         table.read()
-
-
-@pytest.mark.parametrize("address", ["s3://bucket/cache", "gs://bucket/cache.h5", "memory://cache"])
-def test_an_address_is_not_taken_for_a_folder(make, tmp_path: Path, monkeypatch, address: str):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CacheError, match=r"is an address \(.*:\), and caches lie in folders"):
-        cache.open(address)
-    with pytest.raises(CacheError, match="is an address"):
-        cache.create(Path(address), "pets", CLASSES)
-    with pytest.raises(CacheError, match="is an address"):
-        cache.copy(make(tmp_path / "cache"), address)
-    with pytest.raises(CacheError, match="is an address"):
-        cache.merge([make(tmp_path / "one"), make(tmp_path / "two")], address)
-    with pytest.raises(CacheError, match="is an address"):
-        opening.whose(Path(address))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "one", "two"]

@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 import spaner.cache
 from spaner.cache.lock import Lock, lock_path
-from spaner.errors import Busy, CacheError, Mismatch, RecipeError, RunError
+from spaner.errors import Busy, CacheError, Mismatch, RecipeError, RunError, Unsealed
 from spaner.extract import fleet, parts, shared
 from spaner.extract.config import ExtractConfig
 from spaner.extract.extract import extract
 from tests.extract.conftest import fill_folder
 from tests.extract.test_killed_extraction import bytes_of
+from tests.s3_server import S3Server
 
 SMALL: dict[str, Any] = {"pretrained": "random", "chunk_rows": 3, "batch_size": 2}
 
@@ -278,11 +280,48 @@ def test_another_number_of_parts_is_refused_while_one_is_at_work(
     assert bytes_of(cache) == bytes_of(whole)
 
 
-def test_parts_make_no_folder_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_fill_a_cache_at_an_address(
+    settings: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CacheError, match="is an address"):
-        shared.planning(Path("s3://bucket/cache"))
-    assert not list(tmp_path.iterdir())
+    address = "memory://parts/cache"
+    first = extract(**settings, cache=address, part="2/2")
+    assert f"--cache {address} " in first.notes[-1]
+    assert "--part 1/2" in first.notes[-1]
+    with pytest.raises(Unsealed):
+        spaner.cache.open(address)
+    extract(**settings, cache=address, part="1/2")
+    spaner.cache.copy(address, tmp_path / "cache")
+    assert bytes_of(tmp_path / "cache") == bytes_of(whole)
+    beside = fsspec.filesystem("memory").ls("/parts", detail=False)
+    assert beside == ["/parts/cache"]  # plan and claims are gone
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [30, 90, 150])
+def test_processes_fill_a_cache_in_s3_although_all_are_killed(
+    number: int, digits: Path, tmp_path: Path, s3: S3Server
+) -> None:
+    address = f"{s3.bucket}/made/cache"
+    words = ["extract", "--dataset", "digits", "--modality", "text", "--cache", address, "--chunk-rows", "3"]
+    line = [sys.executable, "-m", "spaner", *words, "--processes", "2"]
+    child = subprocess.Popen(line, start_new_session=True)
+
+    def kill(method: str, _path: str) -> None:
+        if method == "PUT" and len(s3.asked("PUT")) == number:
+            os.killpg(child.pid, signal.SIGKILL)
+
+    s3.fault = kill
+    assert child.wait(120) == -signal.SIGKILL
+    s3.forget()
+    with pytest.raises(CacheError):
+        spaner.cache.open(address).table("text/classname")
+    subprocess.run(line, check=True)
+    spaner.cache.copy(address, tmp_path / "cache")
+    extract(dataset="digits", modality="text", chunk_rows=3, cache=tmp_path / "whole")
+    assert bytes_of(tmp_path / "cache") == bytes_of(tmp_path / "whole")
+    assert not [name for name in s3.contents(address) if name.startswith(".")]
 
 
 def test_a_part_has_one_worker(settings: dict[str, Any], tmp_path: Path) -> None:

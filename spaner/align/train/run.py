@@ -253,7 +253,7 @@ def load(folder: str | Path) -> Run:
             modality: caches.EncoderSpec.from_json(spec) for modality, spec in result["encoders"].items()
         },
         history=history,
-        cache=(folder / result["cache"]).resolve() if result.get("cache") else None,
+        cache=run_folder.way_back(result.get("cache"), folder),
         selection=result.get("selection", {}),
         temperature=result.get("temperature"),
         **{name: result[name] for name in PLAIN},

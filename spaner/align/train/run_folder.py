@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from spaner.cache import files
+from spaner.cache.address import Address, place
 from spaner.errors import CacheError, RunError
 
 SCHEMA = "spaner-run/1"
@@ -129,8 +130,18 @@ def _tied(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def way_to(cache: Path | None, folder: Path) -> dict[str, str]:
-    """The cache as seen from the run folder: never an absolute path."""
-    return {} if cache is None else {"cache": os.path.relpath(cache.resolve(), folder.resolve())}
+    """The cache as seen from the run folder: never an absolute path; an address as it is."""
+    if cache is None or isinstance(cache, Address):
+        return {} if cache is None else {"cache": str(cache)}
+    return {"cache": os.path.relpath(cache.resolve(), folder.resolve())}
+
+
+def way_back(told: str | None, folder: Path) -> Path | None:
+    """The cache that `way_to` told of."""
+    if not told:
+        return None
+    found = place(told)
+    return found if isinstance(found, Address) else (folder / told).resolve()
 
 
 def read_result(folder: Path) -> dict[str, Any]:
