@@ -102,6 +102,7 @@ class Claim:
         self.token = secrets.token_hex(8)
         self.file = path.with_name(f"{path.name}.{self.token}.share") if shared else path
         self._watched: dict[Path, _Watch] = {}
+        self._looked = time.monotonic()
         self._acquire(what, wait=wait)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -110,13 +111,15 @@ class Claim:
     @property
     def lost(self) -> bool:
         """Whether somebody has taken it over, since this process was silent for too long."""
-        return (_read(self.file) or {}).get("token") != self.token
+        if isinstance(self.file, Address) and time.monotonic() - self._looked < self.silence / BEATS:
+            return False  # asked for after every batch, and a request each time
+        return self._is_lost()
 
     def release(self) -> None:
         """Let go."""
         self._done.set()
         self._thread.join()
-        if not self.lost:
+        if not self._is_lost():
             self.file.unlink(missing_ok=True)
 
     def __enter__(self) -> "Claim":
@@ -126,6 +129,10 @@ class Claim:
         self.release()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _is_lost(self) -> bool:
+        self._looked = time.monotonic()
+        return (_read(self.file) or {}).get("token") != self.token
 
     def _acquire(self, what: str, *, wait: bool) -> None:
         pause = self.silence / 1000
@@ -164,7 +171,7 @@ class Claim:
         while not self._done.wait(self.silence / BEATS):
             beat += 1
             with suppress(OSError, CacheError):  # the network may be back at the next beat
-                if self.lost:
+                if self._is_lost():
                     return
                 _overwrite(self.file, self._content(beat))
 

@@ -178,6 +178,9 @@ def test_one_writer_at_a_time_and_a_silent_one_is_replaced(source: Source, s3: S
         Claim(file, "a part", silence=0.5, where="another")
     first._done.set()  # no more beats
     first._thread.join()
+    s3.forget()
+    assert not any(first.lost for _ in range(100))
+    assert len(s3.asked("GET")) < 10  # not a request for each question
     second = Claim(file, "a part", silence=0.5, where="another")
     assert first.lost
     assert not second.lost

@@ -26,7 +26,6 @@ from spaner.align.score.intervals import Number, bootstrap, paired_difference
 from spaner.align.score.space import coherence_of, joint_of
 from spaner.align.train import run as checkpoint
 from spaner.align.train.run import Run
-from spaner.cache.address import Address
 from spaner.errors import CacheError, DatasetError, Mismatch, RunError, SpanerError
 
 KINDS = {"text": "Text retrieval", "semantic": "Semantic retrieval"}
@@ -133,8 +132,6 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 
 def shown(path: Path) -> str:
     """A path as a reader types it from here; of places elsewhere only the name."""
-    if isinstance(path, Address):
-        return str(path)
     here = Path.cwd().resolve()
     return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else path.name
 
@@ -198,7 +195,7 @@ def _check_tables(run: Run, cache: caches.Cache) -> None:
         found = cache.table(name).manifest.sha256 if cache.has(name) else "no such table"
         if found != recorded:
             raise Mismatch(
-                f"{name} of {shown(cache.path)} has hash {found}, the run recorded {recorded}; "
+                f"{name} of {shown(Path(cache.path))} has hash {found}, the run recorded {recorded}; "
                 "train again on this cache, or name the old one with --cache PATH"
             )
 
@@ -226,7 +223,7 @@ def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -
         frozen = _measured(evaluate.Frozen(), cache, table, sides) if named and len(dims) == 1 else None
         ok = cache.table(table).ok
         known[key] = Bench(
-            cache=shown(cache.path),
+            cache=shown(Path(cache.path)),
             dataset=cache.dataset,
             class_names=list(cache.class_names),
             table=table,
