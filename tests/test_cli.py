@@ -270,7 +270,7 @@ def test_verify_finds_a_flipped_bit_and_says_what_to_type(cli: Cli, toy_cache: P
         (["sweep", "--cache", "TOY", "--prompt-lengths", "1,x"], "--prompt-lengths: found 'x'"),
         (["sweep", "--cache", "TOY", "--prompt-lengths", "-1"], "prompt_length is -1"),
         (["sweep", "--cache", "TOY", "--seeds", ","], "the list for seed is empty"),
-        (["sweep", "--cache", "TOY", "--backend", "ray", "--seeds", "1"], 'pip install "spaner[ray]"'),
+        (["sweep", "--cache", "TOY", "--on", "spark", "--seeds", "1"], "--on spark: expected ray, ray:HOST"),
         (["eval", "--run", "nowhere", "--cache", "TOY"], "no run folder at nowhere"),
         (["eval", "--run", "TOY", "--cache", "TOY"], "is not a run folder"),
         (["cache", "info", "nowhere"], "no cache at nowhere"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spaner.cli import console
-from spaner.cli.options import parse
+from spaner.cli.options import On, parse
 from spaner.cli.sweep import refuse_failed
 from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
@@ -73,6 +73,7 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder.", show_default="compare/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
+    on: On = None,
     text_model: TextModel = None,
     text_weights: TextWeights = None,
     pixels: Pixels = None,
@@ -98,6 +99,7 @@ def compare(
             base={"select": select} | ({} if logit_scale is None else {"logit_scale": logit_scale}),
             recipe_base={} if batch_size is None else {"batch_size": batch_size},
             workers=workers,
+            on=on,
             progress=progress,
             towers=Towers(text_model, text_weights, pixels, data_root),
         )

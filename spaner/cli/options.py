@@ -18,8 +18,12 @@ from typer.core import TyperCommand
 
 from spaner.align.train.config import parts_of, recipe_values
 from spaner.cli import console
+from spaner.cluster import HELP
 from spaner.errors import RecipeError
 from spaner.settings import axes
+
+On = Annotated[str | None, typer.Option(help=HELP[0].upper() + HELP[1:] + ".", metavar="ray[:ADDRESS]")]
+"""Where the cells of a sweep or comparison run."""
 
 
 def with_options(config: type, *, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:

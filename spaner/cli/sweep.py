@@ -8,7 +8,7 @@ import typer
 
 from spaner.align.train.config import recipe_grid
 from spaner.cli import console
-from spaner.cli.options import typed_settings
+from spaner.cli.options import On, typed_settings
 from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 from spaner.cli.train import Recipe
 from spaner.errors import RunError
@@ -32,9 +32,7 @@ def sweep(
             show_default="8 on a GPU, else 1",
         ),
     ] = None,
-    backend: Annotated[
-        str, typer.Option(help='joblib backend: loky, or ray (needs "spaner[ray]").')
-    ] = "loky",
+    on: On = None,
     json: Annotated[bool, typer.Option("--json", help="Print all cells as JSON.")] = False,
 ) -> None:
     """Train and score every combination of the lists; cells that a former run finished are not run again.
@@ -55,7 +53,7 @@ def sweep(
             folder,
             workers=workers,
             stack=stack,
-            backend=backend,
+            on=on,
             progress=progress,
             towers=Towers(text_model, text_weights, pixels, data_root),
         )

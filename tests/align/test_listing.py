@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
     train(toy_cache, TrainConfig.from_recipe("paper", epochs=1, batch_size=32, shots=4), place / "a")
     train(toy_cache, TrainConfig.from_recipe(method="linear_probe", recipe="paper"), place / "b")
     grid = {"prompt_length": [1, 2]}
-    sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "s", workers=1, backend="threading")
+    sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "s", workers=1)
     shutil.copytree(place / "a", place / "damaged")
     (place / "damaged" / "result.json").write_text("{")
     (place / "notes").mkdir()

@@ -52,7 +52,7 @@ def place(tmp_path_factory) -> Path:
     for seed in (1, 2):
         train(place / "cache", place / "runs" / f"seed-{seed}", seed=seed, shots=1)
     grid = {"prompt_length": [1, 2], "aligner": ["attention", "hyena"], "templates": ["mined", "vanilla"]}
-    sweep(place / "cache", grid, SETTINGS, place / "sweep", workers=1, backend="threading")
+    sweep(place / "cache", grid, SETTINGS, place / "sweep", workers=1)
     return place
 
 

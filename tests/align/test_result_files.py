@@ -42,7 +42,7 @@ def a_cell(folder: Path) -> cells.Cell:
 
 WRITERS = {
     "run": save,
-    "cell": lambda folder: cells._write(a_cell(folder), {"status": "ok"}),
+    "cell": lambda folder: cells.write(a_cell(folder), {"status": "ok"}),
     "sweep": lambda folder: sweep.write(folder, [{"varied": {"seed": 1}, "status": "failed"}]),
     "compare": lambda folder: compare.write(
         compare.Comparison("d", folder, [{"method": "x"}], [{"method": "x"}])

@@ -128,7 +128,7 @@ def test_stacked_cells_write_the_same_files_with_the_same_numbers_within_roundin
 )
 def test_only_cells_of_one_shape_are_stacked(cache, most, sizes):
     cells = plan(cache, {"prompt_length": [1, 3], "lam": [0.1, 1.0, 3.0]}, BASE)
-    stacks = list(cells_._stacks(cells, most))
+    stacks = list(cells_.stacks(cells, most))
     assert [len(members) for members in stacks] == sizes
     assert sorted(cell.key for members in stacks for cell in members) == sorted(cell.key for cell in cells)
     assert all(len({cell.config.prompt_length for cell in members}) == 1 for members in stacks)
@@ -266,7 +266,7 @@ class Dies:
 
 
 def test_a_dead_worker_is_one_line_and_finished_cells_stay(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells_, "_frozen", lambda *_: Dies())
+    monkeypatch.setattr(cells_, "frozen_result", lambda *_: Dies())
     with pytest.raises(RunError, match=r"a worker process .* died .* --workers 1"):
         sweep(cache, {"seed": [1, 2]}, BASE, tmp_path, workers=2)
 

@@ -35,7 +35,7 @@ from spaner.align.train.stack import fit_stack, shape
 from spaner.align.train.task import scale_of, task
 from spaner.cache import files
 from spaner.device import cores, device_of
-from spaner.errors import Mismatch, RecipeError, RunError, SpanerError
+from spaner.errors import Mismatch, RunError, SpanerError
 
 #: Cells trained as one on a GPU, unless the caller says otherwise.
 STACK = 8
@@ -68,28 +68,25 @@ def run_cells(
     cells: Sequence[Cell],
     workers: int | None = None,
     stack: int | None = None,
-    backend: str = "loky",
     towers: Towers | None = None,
 ) -> Iterator[int]:
     """Run the cells, yielding how many were finished, whenever some were. `towers` builds what a method needs
     beside the cache, in each process anew.
 
     Raises:
-        RunError: a worker process died; finished cells are kept. RecipeError: a backend that is not
-        installed.
+        RunError: a worker process died; finished cells are kept.
     """
     if not cells:
         return
-    _register(backend)
     on_cpu = all(device_of(cell.config.device).type == "cpu" for cell in cells)
-    stacks = list(_stacks(cells, stack or (1 if on_cpu else STACK)))
-    workers = min(workers or (cores() if on_cpu else 1), len(stacks))
-    frozen, path, parent = _frozen(cache), cache.path.absolute(), os.getpid()
-    pool = joblib.Parallel(workers, backend=backend, return_as="generator_unordered")
-    watched = parent if backend == "loky" and workers > 1 else None
+    work = list(stacks(cells, stack or (1 if on_cpu else STACK)))
+    workers = min(workers or (cores() if on_cpu else 1), len(work))
+    frozen, path, parent = frozen_result(cache), cache.path.absolute(), os.getpid()
+    pool = joblib.Parallel(workers, return_as="generator_unordered")
+    watched = parent if workers > 1 else None
     try:
         told = (frozen, watched, towers)
-        for done in pool(joblib.delayed(_run_stack)(path, each, *told) for each in stacks):
+        for done in pool(joblib.delayed(run_stack)(path, each, *told) for each in work):
             yield done or 0
     except BrokenProcessPool:
         raise RunError(
@@ -98,7 +95,7 @@ def run_cells(
         ) from None
 
 
-def _stacks(cells: Sequence[Cell], most: int) -> Iterator[list[Cell]]:
+def stacks(cells: Sequence[Cell], most: int) -> Iterator[list[Cell]]:
     """Cells that are trained as one, at most `most` each; those with the same training rows in sequence."""
     groups: dict[tuple[str, str | None], list[Cell]] = {}
     for cell in cells:
@@ -112,24 +109,14 @@ def _selection(config: TrainConfig) -> str:
     return json.dumps([*(getattr(config, name) for name in SELECTION), getattr(config, "texts", None)])
 
 
-def _frozen(cache: caches.Cache) -> dict[str, Any] | None:
+def frozen_result(cache: caches.Cache) -> dict[str, Any] | None:
     """The frozen encoder's own result, the same for all cells; what prevents it is reported by every cell."""
     with _one_thread(), suppress(SpanerError):
         return zero_shot(cache)
     return None
 
 
-def _register(backend: str) -> None:
-    if backend != "ray":
-        return
-    try:
-        from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise RecipeError('backend "ray" is not installed; type: pip install "spaner[ray]"') from None
-    register_ray()
-
-
-def _run_stack(
+def run_stack(
     cache: Path,
     cells: list[Cell],
     frozen: dict[str, Any] | None,
@@ -143,9 +130,9 @@ def _run_stack(
         alone = _left_by_stack(cache, cells, frozen) if len(cells) > 1 else cells
         for cell in alone:
             try:
-                _write(cell, _scored(_fit(cache, cell.config, towers), cache, frozen, cell, towers))
+                write(cell, _scored(_fit(cache, cell.config, towers), cache, frozen, cell, towers))
             except SpanerError as error:
-                _write(cell, {"status": "failed", "reason": str(error)})
+                write(cell, {"status": "failed", "reason": str(error)})
     return len(cells)
 
 
@@ -157,7 +144,7 @@ def _left_by_stack(cache: Path, cells: list[Cell], frozen: dict[str, Any] | None
         return cells
     for cell, run in zip(cells, runs, strict=True):
         if run is not None:
-            _write(cell, _scored(run, cache, frozen, cell))
+            write(cell, _scored(run, cache, frozen, cell))
     return [cell for cell, run in zip(cells, runs, strict=True) if run is None]
 
 
@@ -219,7 +206,7 @@ def _shifted(run: Run, path: Path) -> dict[str, Any]:
             return told | {"text": None, "reason": str(refused)}
 
 
-def _write(cell: Cell, result: dict[str, Any]) -> None:
+def write(cell: Cell, result: dict[str, Any]) -> None:
     """The result of a cell, whole or not at all."""
     told = {"varied": cell.varied, "config": cell.config.to_json(), **result}
     files.write_result(cell.file, json.dumps(told, indent=2))

@@ -64,6 +64,7 @@ def compare(
     base: Mapping[str, Any] | None = None,
     recipe_base: Mapping[str, Any] | None = None,
     workers: int | None = None,
+    on: str | None = None,
     progress: Progress | None = None,
     towers: Towers | None = None,
 ) -> list[Comparison]:
@@ -74,6 +75,7 @@ def compare(
         out: folder of the cells; default `compare/<cache>`; of several caches each has a folder in it.
         shift: caches of shifted data with the classes of the one cache that is compared on.
         base_to_new: fit every method on the first half of the classes too, and ask it about the second.
+        on: `ray` or `ray:HOST:PORT`, to run on the nodes of a Ray cluster.
         base: settings of all methods, such as `select`; `recipe_base`: of SPANER's recipes.
         towers: builds the towers of methods that learn inside them, see `cells`.
 
@@ -97,7 +99,7 @@ def compare(
     ]
     found = []
     for cache, folder, cells in zip(opened, folders, plans, strict=True):
-        results = results_of(cache, cells, workers, 1, progress=progress, towers=towers)
+        results = results_of(cache, cells, workers, 1, on, progress=progress, towers=towers)
         found.append(Comparison(cache.dataset, folder, results, rows_of(results)))
         write(found[-1])
     return found

@@ -8,7 +8,7 @@ fails is recorded as failed and stops no other. `cells` runs them; here they are
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def sweep(
     *,
     workers: int | None = None,
     stack: int | None = None,
-    backend: str = "loky",
+    on: str | None = None,
     progress: Progress | None = None,
     towers: Towers | None = None,
 ) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def sweep(
         workers: processes; default one per core on a CPU, one on a GPU.
         stack: most cells trained as one tensor program; default 1 on a CPU, 8 on a GPU. Cells are stacked
             only if they differ in settings marked `stacks`.
-        backend: joblib's backend: `loky` (this machine) or `ray` (a cluster; needs `spaner[ray]`).
+        on: `ray` or `ray:HOST:PORT`, to run on the nodes of a Ray cluster (needs `spaner[ray]`).
         progress: called with (cells done, cells, "cells").
         towers: builds the towers of methods that learn inside them, see `cells`.
 
@@ -97,7 +97,7 @@ def sweep(
     with opened_cache(cache) as opened:
         folder = (Path(out) if out is not None else Path("sweeps") / opened.path.stem).absolute()
         cells = plan(opened, grid, base or {}, folder)
-        results = results_of(opened, cells, workers, stack, backend, progress, towers)
+        results = results_of(opened, cells, workers, stack, on, progress, towers)
         write(folder, results)
         return results
 
@@ -107,7 +107,7 @@ def results_of(
     cells: Sequence[Cell],
     workers: int | None = None,
     stack: int | None = None,
-    backend: str = "loky",
+    on: str | None = None,
     progress: Progress | None = None,
     towers: Towers | None = None,
 ) -> list[dict[str, Any]]:
@@ -118,11 +118,26 @@ def results_of(
     done = len(cells) - len(missing)
     if progress:
         progress(done, len(cells), "cells")
-    for finished in run_cells(cache, missing, workers, stack, backend, towers):
+    for finished in _run(cache, missing, workers, stack, on, towers):
         done += finished
         if progress:
             progress(done, len(cells), "cells")
     return [json.loads(cell.file.read_text(encoding="utf-8")) for cell in cells]
+
+
+def _run(
+    cache: spaner.cache.Cache,
+    cells: Sequence[Cell],
+    workers: int | None,
+    stack: int | None,
+    on: str | None,
+    towers: Towers | None,
+) -> Iterator[int]:
+    if on is None:
+        return run_cells(cache, cells, workers, stack, towers)
+    from spaner.align.train import remote
+
+    return remote.run_cells(cache, cells, on, workers, stack, towers)
 
 
 def plan(

@@ -1,0 +1,155 @@
+"""Work on a Ray cluster of this machine: the same bits, whatever dies, and one line where it cannot be."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spaner import cluster
+from spaner.align.train import compare as comparing
+from spaner.align.train.sweep import sweep
+from spaner.cluster import Cluster, check_seen, joined
+from spaner.errors import Mismatch, RecipeError, RunError
+
+pytest.importorskip("ray", reason="the extra ray")
+
+BASE: dict[str, Any] = {"heads": 4, "epochs": 1, "batch_size": 32, "device": "cpu"}
+ON = "ray:local"
+
+
+# --- no cluster ---
+
+
+@pytest.mark.parametrize("on", ["spark", "ray:", "ray:host", "ray:host:port", "ray:ray://host:1", "rays"])
+def test_an_address_is_ray_or_a_host_with_a_port(on: str) -> None:
+    if on == "ray:":
+        assert cluster.address_of(on) == "auto"
+        return
+    with pytest.raises(RecipeError, match=rf"--on {on}: expected ray, ray:HOST:PORT or ray:local"):
+        cluster.address_of(on)
+
+
+def test_a_cluster_that_is_not_there_is_one_line_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(RecipeError, match=r"no Ray cluster to join \(.*refused\); .*type `ray start --head`"):
+        refused("ray:127.0.0.1:1")
+    assert time.monotonic() - began < 60, "Ray waits for two minutes"
+
+
+def test_what_listens_there_but_is_no_cluster_is_one_line() -> None:
+    def answer(server: socket.socket) -> None:
+        with server.accept()[0] as line:
+            line.sendall(b"HTTP/1.1 400")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(RecipeError, match=f"what listens at {address} is not Ray's head"):
+            refused(f"ray:{address}")
+
+
+def test_without_ray_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RecipeError, match=r'Ray is not installed; type: pip install "spaner\[ray\]"'):
+        refused("ray")
+
+
+def refused(on: str) -> None:
+    with joined(on):
+        raise AssertionError("it joined")
+
+
+# --- one small cluster ---
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Cluster]:
+    """Every command below finds itself part of it."""
+    with joined(ON) as found:
+        yield found
+
+
+def metrics_of(results: list[dict[str, Any]]) -> list[Any]:
+    return [(result["varied"], result["status"], result.get("metrics")) for result in results]
+
+
+def test_a_sweep_gives_the_bits_of_this_machine(
+    ray_cluster: Cluster, toy_cache: Path, tmp_path: Path
+) -> None:
+    grid = {"prompt_length": [1, 2], "seed": [1, 2]}
+    told: list[int] = []
+    here = sweep(toy_cache, grid, BASE, tmp_path / "here", workers=1)
+    there = sweep(
+        toy_cache, grid, BASE, tmp_path / "there", on=ON, progress=lambda done, *_: told.append(done)
+    )
+    assert metrics_of(there) == metrics_of(here)
+    assert told == [0, 1, 2, 3, 4]
+    names = [
+        sorted(file.name for file in (tmp_path / each / "cells").iterdir()) for each in ("here", "there")
+    ]
+    assert names[0] == names[1]
+
+
+def deadly(deaths: dict[str, int], lives: Path) -> Any:
+    """What comes with the cells and kills the process that has one of these methods, so many times."""
+
+    class Deadly:
+        def __call__(self, cache: Path, method: str, device: str = "auto") -> dict[str, Any]:
+            file = lives / method
+            count = len(file.read_text()) if file.exists() else 0
+            if count < deaths.get(method, 0):
+                file.write_text("x" * (count + 1))
+                os._exit(9)
+            return {}
+
+    return Deadly()
+
+
+def test_a_killed_worker_costs_its_cell_alone(
+    ray_cluster: Cluster, toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spaner.align.train.remote.TRIES", 2)
+    deaths = {"linear_probe": 9, "task_res": 1}
+    names = ["zero_shot", *deaths]
+    towers = deadly(deaths, tmp_path)
+    found = comparing.compare([toy_cache], names, [1], [1], tmp_path / "there", on=ON, towers=towers)[0]
+    here = comparing.compare([toy_cache], names, [1], [1], tmp_path / "here", workers=1)[0]
+    assert [result["status"] for result in found.results] == ["ok", "failed", "ok"]
+    assert found.results[1]["reason"].startswith("its process on the cluster died 2 times (")
+    for number in (0, 2):  # one whose process lived, and one that was tried again
+        assert found.results[number]["metrics"] == here.results[number]["metrics"]
+    assert {name: len((tmp_path / name).read_text()) for name in deaths} == {"linear_probe": 2, "task_res": 1}
+
+
+def test_a_node_without_spaner_can_say_so(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = ray_cluster.ray.cloudpickle.dumps(cluster._sides("0.1")[0])
+    monkeypatch.setitem(sys.modules, "spaner", None)
+    told = ray_cluster.ray.cloudpickle.loads(sent)(b"")
+    assert "has no spaner, the command is of spaner 0.1; install one version" in told["error"]
+
+
+def test_a_node_with_another_version_is_one_line(
+    ray_cluster: Cluster, toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spaner.__version__", "9.9")
+    said = r"node .* has spaner 0\..*, the command is of spaner 9.9; install one version on all nodes"
+    with pytest.raises(Mismatch, match=said):
+        sweep(toy_cache, {"seed": [1]}, BASE, tmp_path, on=ON)
+
+
+def test_a_gpu_that_no_node_has_is_refused(ray_cluster: Cluster) -> None:
+    with pytest.raises(RecipeError, match=r"--device cuda: no node of the cluster has a GPU; start nodes"):
+        ray_cluster.slot("cuda")
+
+
+def test_a_folder_that_a_node_does_not_see(ray_cluster: Cluster, tmp_path: Path) -> None:
+    check_seen(tmp_path)
+    reference = ray_cluster.start(ray_cluster.slot("cpu"), check_seen, tmp_path, tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"node .*: .*elsewhere is not seen here; expected a folder that all"):
+        ray_cluster.value(reference)
