@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from spaner import cache as caches
-from spaner.align.score import calibration, captions, evaluate, geometry, metrics, retrieval
+from spaner.align.score import calibration, evaluate, geometry, metrics, retrieval
 from spaner.align.score.confusion import confusion_matrix, most_confused_pairs
 from spaner.align.score.intervals import Number, bootstrap, paired_difference
 from spaner.align.score.space import coherence_of, joint_of
@@ -318,25 +318,14 @@ def _rows(space: Any, cache: caches.Cache, names: list[str]) -> tuple[np.ndarray
 
 def _directions(rows: Mapping[str, tuple], names: Sequence[str]) -> list[dict[str, Any]]:
     """Every modality looks for every other's rows of the same class; in a list without classes, for those of
-    the same id, where two modalities share ids."""
-    if len(set(names)) > 1:
-        return [_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)]
-    by_id = _by_id(rows)
-    met = [(a, b) for a, b in permutations(by_id, 2) if np.isin(by_id[a][1], by_id[b][1]).any()]
-    return [_direction(a, b, by_id[a], by_id[b]) for a, b in met]
-
-
-def _by_id(rows: Mapping[str, tuple]) -> dict[str, tuple]:
-    """Rows with their sample for a class: among one class only, every row would be right."""
-    named = {
-        modality: [name.rpartition("#")[0] if modality == captions.MODALITY else name for name in ids]
-        for modality, (_, _, ids) in rows.items()
-    }
-    number = {name: place for place, name in enumerate(sorted(set().union(*named.values())))}
-    return {
-        modality: (x, np.array([number[name] for name in named[modality]]), ids)
-        for modality, (x, _, ids) in rows.items()
-    }
+    the same sample."""
+    if rows and len(set(names)) < 2:
+        sides = {modality: (x, labels) for modality, (x, labels, _) in rows.items()}
+        ids = {modality: ids for modality, (_, _, ids) in rows.items()}
+        rows = {modality: (*side, []) for modality, side in evaluate.by_sample(sides, ids).items()}
+    if not all(len(labels) for _, labels, _ in rows.values()):
+        return []
+    return [_direction(a, b, rows[a], rows[b]) for a, b in permutations(rows, 2)]
 
 
 def _pair(a: str, b: str, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

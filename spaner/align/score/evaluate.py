@@ -263,11 +263,11 @@ def evaluate_modalities(
         sides = {name: embedded(run, opened, table) for name, table in tables.items()}
         if len(set(opened.class_names)) < 2:
             found = {name: opened.table(table) for name, table in tables.items() if name != "text"}
-            sides = _by_sample(sides, {name: table.ids[table.ok].tolist() for name, table in found.items()})
+            sides = by_sample(sides, {name: table.ids[table.ok].tolist() for name, table in found.items()})
         return pairs.ordered_pairs(sides, trained)
 
 
-def _by_sample(sides: dict[str, tuple], ids: dict[str, list[str]]) -> dict[str, tuple]:
+def by_sample(sides: dict[str, tuple], ids: dict[str, list[str]]) -> dict[str, tuple]:
     """Rows with their sample for a class, of samples that all modalities have: among one class alone every
     row would be right. Captions of one image are one sample."""
     named = {
