@@ -248,6 +248,17 @@ def test_negation_of_captions_is_that_of_a_loop(folder: Path) -> None:
     assert 0 < len(denied) < len(said)
 
 
+def test_other_words_under_the_same_ids_are_another_table(folder: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(folder / "cache", tmp_path / "cache")
+    other = folder / "changed.csv"
+    other.write_text((folder / "list.csv").read_text().replace("white ink", "black ink"))
+    told: Any = {"negated_column": ("denied",), "cache": path, "modality": "caption"}
+    extracted(folder, folder / "list.csv", **told)
+    other.replace(tmp_path / "list.csv")
+    with pytest.raises(Mismatch, match=r"caption/train.*words"):
+        extracted(folder, tmp_path / "list.csv", data_root=folder, **told)
+
+
 def test_repair_reads_the_list_again_and_no_other(folder: Path, tmp_path: Path) -> None:
     path = shutil.copytree(folder / "cache", tmp_path / "cache")
     with spaner.cache.open(path) as cache:
