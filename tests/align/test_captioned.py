@@ -354,6 +354,29 @@ def test_the_commands(
         assert "Does an image find its sentence" in (tmp_path / "r.html").read_text()
 
 
+def test_a_list_without_classes_is_compared_and_swept(
+    folder: Path, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    extracted(folder, folder / "plain.csv", cache=tmp_path / "plain")
+    quick = ("--cache", "plain", "--seeds", 1, "--workers", 1)
+    done = cli("compare", *quick, "--methods", "zero_shot,campe_lite", "--shots", 16)
+    assert done.status == 0, done.err
+    rows = json.loads(Path("compare/plain/compare.json").read_text())["rows"]
+    with spaner.cache.open("plain") as cache:
+        found = caption_retrieval(Frozen(), cache, "image/test")
+    assert found is not None
+    assert [row["method"] for row in rows if row["failed"] == 0] == ["zero_shot", "campe_lite"]
+    assert rows[0]["image_to_caption"][0] == pytest.approx(found["image_to_caption"]["recall@1"])
+    assert rows[0]["text"] is None
+    options = ("--method", "campe_lite", "--texts", "caption", "--epochs", 5, "--divs", "0,5")
+    done = cli("sweep", *quick, *options)
+    assert done.status == 0, done.err
+    cells = json.loads(Path("sweeps/plain/sweep.json").read_text())
+    recalls = [cell["metrics"]["captions"]["caption_to_image"]["mAP"] for cell in cells]
+    assert len(set(recalls)) == len(cells) == 2
+
+
 def test_a_comparison_shows_the_negation_of_captions(
     folder: Path, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,13 +203,13 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of a cell that succeeded; None where the method has no such number."""
     if "numbers" in result:
         return dict(result["numbers"])
-    found, text = scores(result), result["metrics"]["text"]
+    found, text = scores(result), result["metrics"]["text"] or {}
     return {
         **{name: found[name] for name in ("text", "semantic", "gap")},
         "cosine": found["text_cosine"],
         "margin": found["margin"],
-        "ece": text["ece"],
-        "nll": text["nll"],
+        "ece": text.get("ece"),
+        "nll": text.get("nll"),
         "ece_fitted": text.get("ece_fitted"),
         "nll_fitted": text.get("nll_fitted"),
         "shift": mean([each["text"] for each in result.get("shift", ())]),

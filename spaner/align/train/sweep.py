@@ -256,14 +256,15 @@ def _mean_row(
 
 
 def scores(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """The headline numbers of one successful cell; None where the method has no such number."""
+    """The headline numbers of one successful cell; None where the method has no such number, or the cache no
+    classes."""
     metrics = result["metrics"]
-    text, semantic = metrics["text"], metrics["semantic"] or {}
+    text, semantic = metrics["text"] or {}, metrics["semantic"] or {}
     return {
-        "text": text["accuracy"],
+        "text": text.get("accuracy"),
         "semantic": semantic.get("accuracy"),
         "gap": metrics["gap"],
-        "text_cosine": text["positive_cosine"],
+        "text_cosine": text.get("positive_cosine"),
         "semantic_cosine": semantic.get("positive_cosine"),
         "margin": semantic.get("margin"),
     }
