@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from spaner.errors import RecipeError, RunError, SpanerError
 HELP = "run on the nodes of a Ray cluster: ray, or ray:HOST:PORT (needs 'spaner[ray]')"
 CONNECT_SECONDS = 3.0
 """How long a cluster may take to accept a connection. Ray itself would try for two minutes."""
+SEEN_SECONDS = 3.0
+"""How long a file system may take to show on one node what another has written."""
 TRIES = 3
 """How often work is tried whose process or node dies, before it counts as failed."""
 STORE_BYTES = 100 << 20
@@ -160,13 +163,16 @@ class Cluster:
 
 
 def check_seen(*paths: Path) -> None:
-    """Called on a node: these are there.
+    """Called on one machine: what another has made is here too, or soon, as networks are slow.
 
     Raises:
-        RunError: one is not.
+        RunError: something is not.
     """
+    deadline = time.monotonic() + SEEN_SECONDS
     for path in paths:
-        if not path.exists():
+        while not (seen := path.exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if not seen:
             raise RunError(
                 f"{path} is not seen here; expected a folder that all nodes share; give a path on a shared "
                 "file system"

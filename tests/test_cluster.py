@@ -1,11 +1,14 @@
 """Work on a Ray cluster of this machine: the same bits, whatever dies, and one line where it cannot be."""
 
+import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from spaner.align.train import compare as comparing
 from spaner.align.train.sweep import sweep
 from spaner.cluster import Cluster, check_seen, joined
 from spaner.errors import Mismatch, RecipeError, RunError
+from spaner.extract import shared
+from spaner.extract.config import ExtractConfig
+from spaner.extract.extract import extract
+from tests.extract.test_killed_extraction import bytes_of
 
 pytest.importorskip("ray", reason="the extra ray")
 
@@ -153,3 +160,57 @@ def test_a_folder_that_a_node_does_not_see(ray_cluster: Cluster, tmp_path: Path)
     reference = ray_cluster.start(ray_cluster.slot("cpu"), check_seen, tmp_path, tmp_path / "elsewhere")
     with pytest.raises(RunError, match=r"node .*: .*elsewhere is not seen here; expected a folder that all"):
         ray_cluster.value(reference)
+
+
+# --- extraction ---
+
+DIGITS: dict[str, Any] = {"dataset": "digits", "modality": "image", "splits": ("test",), "chunk_rows": 37}
+DIGITS |= {"batch_size": 8, "templates": ("vanilla", "classname")}
+
+
+def test_an_actor_that_is_killed_costs_its_chunk_in_flight(ray_cluster: Cluster, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    killed: list[int] = []
+
+    def kill(done: int, total: int, what: str) -> None:
+        told.append((done, total, what))
+        if what == "image/test" and not killed and (fillers := processes_of_actors()):
+            killed.append(fillers[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = extract(**DIGITS, cache=tmp_path / "there", on=ON, processes=2, progress=kill)
+    extract(**DIGITS, cache=tmp_path / "here")
+    assert len(killed) == 1
+    assert bytes_of(tmp_path / "there") == bytes_of(tmp_path / "here")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
+    rows = {table.name: table.rows for table in summary.tables}
+    assert rows == {"image/test": 997, "text/vanilla": 10, "text/classname": 10}
+    assert max(done for done, _, what in told if what == "image/test") == 997
+
+
+def processes_of_actors() -> list[int]:
+    """Of the actors of this machine that are alive."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"ray::Holder" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def test_other_weights_on_a_node_are_one_line(ray_cluster: Cluster, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shared.prepared(ExtractConfig(**DIGITS, cache=cache), 4)
+    manifest = cache / "image/test/zarr.json"
+    plain = manifest.read_text()
+    weights = json.loads(plain)["attributes"]["manifest"]["encoder"]["weights_sha256"]
+    manifest.write_text(plain.replace(weights, "0" * 64))
+    with pytest.raises(Mismatch, match=r"node .*: image/test .* filled by another encoder: weights_sha256"):
+        extract(**DIGITS, cache=cache, on=ON)
+
+
+def test_a_cluster_and_named_devices_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--on and --devices were given; expected one of them"):
+        extract(**DIGITS, cache=tmp_path / "cache", on=ON, devices=("cpu",))
+    with pytest.raises(RecipeError, match=r"--part and --on were given; expected one of them"):
+        extract(**DIGITS, cache=tmp_path / "cache", on=ON, part="1/2")

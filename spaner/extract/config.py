@@ -125,6 +125,10 @@ class ExtractConfig:
         default=None,
         metadata=_help("3/64: this process fills part 3 of 64; whoever finds all parts done seals"),
     )
+    on: str | None = field(
+        default=None,
+        metadata=_help("ray[:HOST:PORT]: actors on a Ray cluster (--processes of them) fill it in parts"),
+    )
     max_failed: float = field(default=0.01, metadata=_help("largest tolerated share of unreadable files"))
     allow_impure: bool = field(
         default=False, metadata=_help("keep rows that depend on their batch (marked in the table)")

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -74,6 +75,33 @@ class Tally:
         return found
 
 
+class Lives:
+    """Who died how often without having come further than a worker of its part ever did."""
+
+    def __init__(self) -> None:
+        self.failed: Counter[int] = Counter()
+        self.furthest: dict[tuple[int, str], int] = {}  # part, table -> rows; a chunk in flight counts
+
+    def moved(self, part: int, done: int, what: str) -> None:
+        """A batch is finished; one that an earlier worker had finished too is no progress."""
+        if done > self.furthest.get((part, what), -1):
+            self.furthest[part, what] = done
+            self.failed[part] = 0
+
+    def died(self, part: int, who: str, how: str) -> None:
+        """Another death.
+
+        Raises:
+            RunError: it was one too many.
+        """
+        self.failed[part] += 1
+        if self.failed[part] >= TRIES:
+            raise RunError(
+                f"{who} died {TRIES} times in a row ({how}); finished chunks are kept; run the same command "
+                "again, with fewer --processes if memory ran out"
+            )
+
+
 class Fleet:
     """The workers of one driver."""
 
@@ -81,8 +109,7 @@ class Fleet:
         self.config, self.count, self.tally = config, count, tally
         self.events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self.workers: dict[int, subprocess.Popen[str]] = {}
-        self.failed = dict.fromkeys(range(count), 0)
-        self.furthest: dict[tuple[int, str], int] = {}  # worker, table -> rows; a chunk in flight counts
+        self.lives = Lives()
         self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the fleet
         for number in range(count):
             self.again(number)
@@ -144,24 +171,15 @@ class Fleet:
                 self._moved(number, told["done"], told["what"])
 
     def _moved(self, number: int, done: int, what: str) -> None:
-        """A batch is finished; one that an earlier worker had finished too is no progress."""
-        if done > self.furthest.get((number, what), -1):
-            self.furthest[number, what] = done
-            self.failed[number] = 0
+        self.lives.moved(number, done, what)
         self.tally.take(number, done, what)
 
     def _ended(self, number: int) -> None:
         status = _end(self.workers.pop(number))
         if status == 0:
             return
-        self.failed[number] += 1
-        if self.failed[number] >= TRIES:
-            how = f"signal {-status}" if status < 0 else f"status {status}"
-            raise RunError(
-                f"worker {number + 1} of {self.count} died {TRIES} times in a row ({how}: "
-                f"{self._last_words()}); finished chunks are kept; run the same command again, with fewer "
-                "--processes if memory ran out"
-            )
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        self.lives.died(number, f"worker {number + 1} of {self.count}", f"{how}: {self._last_words()}")
         self.again(number)
 
     def _last_words(self) -> str:

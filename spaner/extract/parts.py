@@ -28,7 +28,7 @@ from spaner.progress import Progress
 
 def wanted(config: ExtractConfig) -> bool:
     """Whether the work is to be shared out."""
-    return any(value is not None for value in (config.part, config.processes, config.devices))
+    return any(value is not None for value in (config.part, config.processes, config.devices, config.on))
 
 
 def run(config: ExtractConfig, progress: Progress) -> Summary:
@@ -43,15 +43,19 @@ def run(config: ExtractConfig, progress: Progress) -> Summary:
         share = parsed(config.part)
         with images.quiet():
             return Worker(config, progress).fill(share)
-    from spaner.extract.fleet import lead
+    if config.on is not None:
+        from spaner.extract import actors
 
-    return lead(config, progress)
+        return actors.lead(config, progress)
+    from spaner.extract import fleet
+
+    return fleet.lead(config, progress)
 
 
 def _check(config: ExtractConfig) -> None:
     if config.part is not None:
         parsed(config.part)
-        for name in ("processes", "devices"):
+        for name in ("processes", "devices", "on"):
             if getattr(config, name) is not None:
                 raise RecipeError(f"--part and --{name} were given; expected one of them; leave --{name} out")
         if config.cache is None:
@@ -63,6 +67,10 @@ def _check(config: ExtractConfig) -> None:
             )
     if config.processes is not None and config.processes < 1:
         raise RecipeError(f"--processes {config.processes}: expected at least 1; type `--processes 2`")
+    if config.on is not None and config.devices is not None:
+        raise RecipeError(
+            "--on and --devices were given; expected one of them; leave --devices out: each actor takes a GPU"
+        )
     if config.devices is not None and not config.devices:
         raise RecipeError("--devices: expected at least one; type for example `--devices cuda:0,cuda:1`")
 
@@ -154,7 +162,7 @@ def _left(cache: Cache, name: str, part: int, parts: int) -> int:
 
 def line(config: ExtractConfig, part: int, parts: int) -> str:
     """The command that runs one part."""
-    config = dataclasses.replace(config, part=f"{part + 1}/{parts}", processes=None, devices=None)
+    config = dataclasses.replace(config, part=f"{part + 1}/{parts}", processes=None, devices=None, on=None)
     words = ["spaner", "extract"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -220,6 +228,13 @@ def sizes(found: SharedPlan) -> dict[str, tuple[int, int]]:
             spans = [manifest.rows_of(chunk) for chunk in done]
             rows[name] = manifest.rows, sum(span.stop - span.start for span in spans)
     return rows
+
+
+def chunks(found: SharedPlan) -> int:
+    """Of the longest shared table: a part behind them is empty."""
+    with found.open() as cache:
+        names = [name for modality in found.modalities for name in found.shared(modality)]
+        return max(len(np.asarray(cache.store(name).read(name, "done"))) for name in names)
 
 
 def unsealed(found: SharedPlan) -> list[str]:

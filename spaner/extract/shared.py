@@ -35,7 +35,7 @@ from spaner.extract.extraction import load, notes_of
 from spaner.extract.plan import TablePlan, destination, listed, plan
 
 FREE = frozenset(
-    {"data_root", "cache", "device", "workers", "overwrite", "dry_run", "processes", "devices", "part"}
+    {"data_root", "cache", "device", "workers", "overwrite", "dry_run", "processes", "devices", "part", "on"}
 )
 """Settings that may differ from process to process: no row depends on them."""
 
