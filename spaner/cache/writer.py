@@ -128,11 +128,8 @@ class Writer:
         store.clear_chunk(table, "done", chunk)
         parts = {name: arrays[name] for name in integrity.checked_arrays(self.manifest.schema)}
         absent = [name for name in ("reason", "stat") if name in parts and not parts[name].any()]
-        for name in absent:
-            store.clear_chunk(table, name, chunk)
-        made = store.write_chunks(
-            table, [(name, chunk, rows) for name, rows in parts.items() if name not in absent]
-        )
+        changed = [(name, chunk, None if name in absent else rows) for name, rows in parts.items()]
+        made = store.write_chunks(table, changed)
         self._written[chunk] = integrity.chunk_checksum(*parts.values()), made
         self._bytes += arrays["features"].nbytes
         if self._bytes >= BATCH_BYTES or time.monotonic() - self._settled >= BATCH_SECONDS:

@@ -281,12 +281,21 @@ class ZarrStore:
         files.write(file, block.reshape(-1).view(np.uint8).data)
         return file
 
-    def write_chunks(self, table: str, chunks: Sequence[tuple[str, int, np.ndarray]]) -> list[Path]:
-        """Replace chunks (array, index, rows), at an address several at once; their files."""
+    def write_chunks(self, table: str, chunks: Sequence[tuple[str, int, np.ndarray | None]]) -> list[Path]:
+        """Replace chunks (array, index, rows; None to clear), at an address several at once; their files."""
+
+        def replace(chunk: tuple[str, int, np.ndarray | None]) -> Path | None:
+            array, index, rows = chunk
+            if rows is None:
+                return self.clear_chunk(table, array, index)
+            return self.write_chunk(table, array, index, rows)
+
         if not self.far or len(chunks) < 2:
-            return [self.write_chunk(table, *chunk) for chunk in chunks]
-        with ThreadPoolExecutor(files.THREADS) as pool:
-            return list(pool.map(lambda chunk: self.write_chunk(table, *chunk), chunks))
+            made = [replace(chunk) for chunk in chunks]
+        else:
+            with ThreadPoolExecutor(files.THREADS) as pool:
+                made = list(pool.map(replace, chunks))
+        return [file for file in made if file is not None]
 
     def clear_chunk(self, table: str, array: str, index: int) -> None:
         """Make one chunk zeros by removing its file."""

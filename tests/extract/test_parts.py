@@ -299,7 +299,7 @@ def test_parts_fill_a_cache_at_an_address(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [30, 90, 150])
+@pytest.mark.parametrize("number", [30, 60, 90])
 def test_processes_fill_a_cache_in_s3_although_all_are_killed(
     number: int, digits: Path, tmp_path: Path, s3: S3Server
 ) -> None:
@@ -309,7 +309,7 @@ def test_processes_fill_a_cache_in_s3_although_all_are_killed(
     child = subprocess.Popen(line, start_new_session=True)
 
     def kill(method: str, _path: str) -> None:
-        if method == "PUT" and len(s3.asked("PUT")) == number:
+        if method == "PUT" and len(s3.asked("PUT")) >= number and child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
 
     s3.fault = kill
