@@ -17,6 +17,7 @@ from train import BATCH, CPU, synthetic_task
 
 from spaner.align.methods import loop
 from spaner.align.methods.spaner import Spaner
+from spaner.align.methods.step import update
 from spaner.align.train.config import TrainConfig
 from spaner.device import ThreadCount, keep_freed_memory, precision_of
 
@@ -42,7 +43,7 @@ class Training:
         rows = torch.randint(len(self.data.x), (BATCH,), generator=self.generator)
         texts = self.data.start[self.data.labels[rows]]
         batch = {"image": loop.gather(self.data.x, rows), "text": loop.gather(self.data.pool, texts)}
-        loop.update(self.model, self.optimizer, 1e-3, batch, self.data.labels[rows], self.arithmetic)
+        update(self.model.loss, self.optimizer, batch, self.data.labels[rows], self.arithmetic)
 
     def aligner(self) -> None:
         x = self.data.x[:BATCH]

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from spaner.align.methods import loop, losses, spaner
+from spaner.align.methods import losses, spaner
 from spaner.align.methods.spaner import Spaner
+from spaner.align.methods.step import update
 from spaner.device import fast_products, keep_freed_memory, precision_of
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -40,7 +41,7 @@ def steps(count: int, batch: int, dim: int) -> Iterator[None]:
     x = {name: torch.nn.functional.normalize(torch.randn(batch, dim), dim=1) for name in names}
     labels, precision = torch.arange(batch), precision_of("float32", CPU)
     while True:
-        loop.update(model, optimizer, 1e-3, x, labels, precision)
+        update(model.loss, optimizer, x, labels, precision)
         yield
 
 

@@ -47,6 +47,23 @@ more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
 print(json.dumps([joined, read * 1e6, more / 1024, len(writer.pending)]))
 """
 
+SEAL = """
+import json, resource, sys, time
+from pathlib import Path
+from spaner.cache import cache as caches
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+began = time.perf_counter()
+with caches.create(Path(sys.argv[1]), "made-up", ["a", "b"]) as cache:
+    with cache.join("image/train") as writer:
+        resumed = time.perf_counter() - began
+        assert not writer.pending
+        began = time.perf_counter()
+        writer.seal({})
+        sealed = time.perf_counter() - began
+more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+print(json.dumps([resumed, sealed, more / 1024]))
+"""
+
 
 def spec() -> caches.EncoderSpec:
     return caches.EncoderSpec("made-up", "none", "", "image", DIM, {}, "float32", synthetic=True)
@@ -116,26 +133,20 @@ def write(place: Path, rows: int, writers: list[int]) -> None:
 
 
 def seal(place: Path, sizes: list[int]) -> None:
-    print("rows          write     resume all    seal     more memory")
+    print("rows          write     resume all    seal     memory of a fresh process that does both")
     for rows in sizes:
         path = place / f"seal{rows}"
-        with caches.create(path, "made-up", ["a", "b"]) as cache:
-            with begin(cache, rows) as writer:
-                began = time.perf_counter()
-                block = np.ones((4096, VIEWS, DIM), np.float16)
-                for chunk in list(writer.pending):
-                    span = writer.rows(chunk)
-                    writer.write(chunk, block[: span.stop - span.start])
-                written = time.perf_counter() - began
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        block = np.random.default_rng(0).normal(size=(4096, VIEWS, DIM)).astype(np.float16)
+        with caches.create(path, "made-up", ["a", "b"]) as cache, begin(cache, rows) as writer:
             began = time.perf_counter()
-            with cache.join("image/train") as writer:
-                resumed = time.perf_counter() - began
-                assert not writer.pending
-                began = time.perf_counter()
-                writer.seal({})
-                sealed = time.perf_counter() - began
-        more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            for chunk in list(writer.pending):
+                span = writer.rows(chunk)
+                writer.write(chunk, block[: span.stop - span.start])
+            written = time.perf_counter() - began
+        told = subprocess.run(
+            [sys.executable, "-c", SEAL, str(path)], capture_output=True, text=True, check=True
+        )
+        resumed, sealed, more = json.loads(told.stdout)
         print(
             f"{rows:>11,} {written:>7.1f} s {resumed:>9.2f} s {sealed:>8.2f} s {more:>10.1f} MB", flush=True
         )

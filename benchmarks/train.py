@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from spaner import cache as caches
 from spaner.align.methods import loop
 from spaner.align.methods.spaner import Spaner
+from spaner.align.methods.step import update
 from spaner.align.methods.task import Draw, Task
 from spaner.align.train.config import TrainConfig
 from spaner.device import fast_products, keep_freed_memory, precision_of
@@ -65,7 +66,7 @@ def shared_steps(task: Task, length: int, precision: str) -> Iterator[None]:
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             batch = {"image": loop.gather(data.x, rows), "text": loop.gather(data.pool, texts[rows])}
-            loop.update(model, optimizer, 1e-3, batch, data.labels[rows], arithmetic)
+            update(model.loss, optimizer, batch, data.labels[rows], arithmetic)
             yield
 
 

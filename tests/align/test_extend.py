@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align.methods import loop
+from spaner.align.methods import loop, step
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train import extend as extending
 from spaner.align.train import run as checkpoint
@@ -183,13 +183,13 @@ def test_a_short_last_batch_is_trained_on(run, path, tmp_path, monkeypatch, per_
     """ESC-27 at one shot has 27 clips and batches of 32."""
     clip_like.build(tmp_path / "cache", per_class=7)
     add_newcomer(tmp_path / "cache", per_class=per_class, classes=classes)
-    steps, real = [], loop.update
+    steps, real = [], step.update
 
-    def spy(model, optimizer, rate, batch, *rest):
+    def spy(loss, optimizer, batch, *rest):
         steps.append({len(side) for side in batch.values()})
-        return real(model, optimizer, rate, batch, *rest)
+        return real(loss, optimizer, batch, *rest)
 
-    monkeypatch.setattr(loop, "update", spy)
+    monkeypatch.setattr(step, "update", spy)
     extend(run, tmp_path / "cache", **FAST)
     assert steps == [{size} for size in sizes] * FAST["epochs"]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align.methods import loop
+from spaner.align.methods import loop, step
 from spaner.align.methods import task as data
 from spaner.align.score.evaluate import evaluate
 from spaner.align.train.config import TrainConfig
@@ -177,12 +177,12 @@ def test_batches_cover_everything_and_none_has_one_sample(samples, bounds):
 def test_an_epoch_shows_every_view_once_with_a_text_of_its_class(cache, monkeypatch):
     seen = []
 
-    def watch(model, optimizer, rate, batch, labels, precision):
+    def watch(loss, optimizer, batch, labels, precision):
         seen.append((batch["image"], batch["text"], labels))
-        return step(model, optimizer, rate, batch, labels, precision)
+        return update(loss, optimizer, batch, labels, precision)
 
-    step = loop.update
-    monkeypatch.setattr(loop, "update", watch)
+    update = step.update
+    monkeypatch.setattr(step, "update", watch)
     fit(cache, **changed({"epochs": 1}))
     task = load(cache, TrainConfig())
     x, text, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))

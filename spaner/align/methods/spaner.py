@@ -94,6 +94,9 @@ class Settings(PriorSettings):
     objective: str = option(
         "pairs", "Losses between modalities: pairs, gram, symile, pmrl, modgap, weighted."
     )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "A step: auto records it as a CUDA graph on CUDA; on: torch.compile.", axis=None
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -234,6 +234,9 @@ class ExtendConfig:
     weight_decay: float = option(0.01, "AdamW's weight decay.", low=0)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "Arithmetic.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "A step: auto records it as a CUDA graph on CUDA; on: torch.compile."
+    )
 
     def __post_init__(self) -> None:
         settings.check(self)

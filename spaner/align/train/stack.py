@@ -24,13 +24,14 @@ from torch.func import functional_call
 from spaner.align.methods import method as methods
 from spaner.align.methods.loop import Pairs, batch_numbers, check_finite, draws, pairs_of, passes
 from spaner.align.methods.method import Stackable
+from spaner.align.methods.step import adamw, set_rates, step_of
 from spaner.align.methods.task import Task
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import finished
 from spaner.align.train.run import Run
 from spaner.align.train.select import Receipt
 from spaner.align.train.task import scale_of
-from spaner.device import device_of, fast_products, precision_of
+from spaner.device import device_of, precision_of
 from spaner.errors import RunError
 from spaner.progress import Progress
 
@@ -42,11 +43,13 @@ def stacked(config: TrainConfig) -> set[str]:
 
 
 def shape(config: TrainConfig) -> str | None:
-    """Equal for cells that can be trained as one on the same rows; None if the method trains alone."""
+    """Equal for cells that can be trained as one on the same rows; None if the method, or its compiled step,
+    trains alone."""
     if not issubclass(methods.method(config.method), Stackable) or config.open_grid():
         return None
     free = stacked(config)
-    return str({name: value for name, value in config.to_json().items() if name not in free})
+    alike = str({name: value for name, value in config.to_json().items() if name not in free})
+    return None if config.compile == "on" else alike
 
 
 def fit_stack(data: Task, configs: Sequence[TrainConfig]) -> list[Run | None]:
@@ -130,27 +133,27 @@ class _Program:
         groups = [
             {
                 "params": [parameter for parameter in own.values() if parameter.requires_grad],
+                "lr": each.lr,
                 "weight_decay": each.weight_decay,
             }
             for own, each in zip(self.parameters, settings, strict=True)
         ]
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.precision = precision
+        self.optimizer = adamw(groups, settings[0].lr, settings[0].weight_decay, like.device)
+        self.take = step_of(self.loss, self.optimizer, precision, settings[0].compile, like.device)
 
     def step(
         self, fraction: float, batch: dict[str, Float[Tensor, "K B D"]], labels: Int[Tensor, "K B"]
     ) -> dict[str, Float[Tensor, " K"]]:
         """Update every model once; the losses of each."""
-        for group, each in zip(self.optimizer.param_groups, self.settings, strict=True):
-            group["lr"] = each.lr * fraction
-        self.optimizer.zero_grad()
+        set_rates(self.optimizer, [each.lr * fraction for each in self.settings])
+        return self.take(batch, labels)
+
+    def loss(
+        self, batch: dict[str, Float[Tensor, "K B D"]], labels: Int[Tensor, "K B"]
+    ) -> dict[str, Float[Tensor, " K"]]:
+        """The losses of every model."""
         stacked = {name: torch.stack([own[name] for own in self.parameters]) for name in self.parameters[0]}
-        with fast_products(labels.device):
-            with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-                terms = torch.vmap(self._losses)(stacked, batch, labels, self.numbers)
-            terms["loss"].sum().backward()
-        self.optimizer.step()
-        return terms
+        return torch.vmap(self._losses)(stacked, batch, labels, self.numbers)
 
     def _losses(self, parameters: dict[str, Tensor], *inputs: Any) -> dict[str, Float[Tensor, ""]]:
         return functional_call(self.cell, parameters, inputs)
