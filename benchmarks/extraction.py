@@ -33,6 +33,7 @@ from spaner.align.methods.spaner import Spaner
 from spaner.align.train.config import TrainConfig
 from spaner.align.train.fit import fit
 from spaner.align.train.task import task
+from spaner.device import cores
 from spaner.extract import pipeline
 from spaner.extract.datasets.dataset import read
 from spaner.extract.datasets.images import decode
@@ -78,7 +79,8 @@ def ours(folder: Path, cache: Path, encoder: encoders.Encoder) -> Callable[[], N
         "benchmark", "image", "train", len(split), names, encoder.spec.dim, "float16", 1024, encoder.spec, 0,
         caches.ids_sha256(split.ids),
     )  # fmt: skip
-    pace = pipeline.Pace(BATCH, workers=1)
+    card = device if (device := getattr(encoder, "device", None)) and device.type == "cuda" else None
+    pace = pipeline.Pace(BATCH, workers=min(16, cores()) if card else 1, card=card)
 
     def run() -> None:
         feed = pipeline.feed(split, encoder, VIEWS, 0, pace)

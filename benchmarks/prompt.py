@@ -29,14 +29,14 @@ FULL = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "la
 BLOCK = 50
 
 
-def tower_of(text: dict) -> PromptTower:
+def tower_of(text: dict, device: str = "cpu") -> PromptTower:
     """A text tower with random weights."""
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
     config = {"embed_dim": text["width"], "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "benchmark.json")
         path.write_text(json.dumps(config))
-        return clip.text_tower(model=str(path), weights="random")
+        return clip.text_tower(model=str(path), weights="random", device=device)
 
 
 def names_of(count: int) -> list[str]:

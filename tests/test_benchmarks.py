@@ -1,4 +1,5 @@
-"""The synthetic cache of the benchmarks: CLIP's geometry, seeded, and labelled as made up."""
+"""The synthetic cache of the benchmarks: CLIP's geometry, seeded, and labelled as made up; what a card is
+measured by runs without one."""
 
 import sys
 from importlib import import_module
@@ -12,6 +13,7 @@ from spaner.align.score.evaluate import zero_shot
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 synthetic = import_module("synthetic")
+gpu = import_module("gpu")
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +67,13 @@ def test_images_and_texts_stand_apart_by_more_than_their_classes_explain():
     images = space.images(np.arange(101), 1)[:, 0].mean(0)
     texts = space.texts(5)[0][:, 0].mean(0)
     assert images @ texts / np.linalg.norm(images) / np.linalg.norm(texts) < 0.5
+
+
+def test_what_measures_a_card_runs_on_any_machine(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny"])
+    gpu.main()
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    parts = {"a step", "sweep", "stacked sweep", "extraction", "prompt tower"}
+    assert {line[0][2:] for line in lines} == parts
+    assert not [line for line in lines if "failed" in line[2]]
+    assert all(any(digit in line[2] for digit in "123456789") for line in lines)

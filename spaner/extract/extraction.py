@@ -182,9 +182,10 @@ class Extraction:
         return tick
 
     def _pace(self) -> pipeline.Pace:
-        cuda = getattr(getattr(self.encoder, "device", None), "type", "cpu") == "cuda"
-        workers = self.config.workers or (min(16, cores()) if cuda else max(1, cores() // 2))
-        return pipeline.Pace(self.config.batch_size, workers, pin=cuda)
+        device = getattr(self.encoder, "device", None)
+        card = device if device is not None and device.type == "cuda" else None
+        workers = self.config.workers or (min(16, cores()) if card else max(1, cores() // 2))
+        return pipeline.Pace(self.config.batch_size, workers, card)
 
     def _check_failed(self, table: TablePlan, writer: Writer, failed: int) -> None:
         rows = writer.manifest.rows

@@ -58,11 +58,14 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How to work, without any effect on a row: views per encoder call and decoding threads."""
+    """How to work, without any effect on a row: views per encoder call, decoding threads, and a card.
+
+    `card`: batches are joined in pinned memory, and two are under way on that CUDA device.
+    """
 
     batch_size: int
     workers: int
-    pin: bool = False
+    card: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Feed:
         encode: inputs -> rows (n * V, D), float32.
         size: rows per batch.
         workers: threads that load.
+        card: a CUDA device on which two batches are encoded at a time; None: one after another.
     """
 
     probe: Callable[[int], Tensor | str]
@@ -84,6 +88,7 @@ class Feed:
     encode: Callable[[Any], np.ndarray]
     size: int
     workers: int
+    card: torch.device | None = None
 
 
 def feed(split: Split, encoder: Encoder, views: int, seed: int, pace: Pace) -> Feed:
@@ -94,9 +99,12 @@ def feed(split: Split, encoder: Encoder, views: int, seed: int, pace: Pace) -> F
 
     def join(items: list[Tensor]) -> Tensor:
         inputs = torch.cat(items)
-        return inputs.pin_memory() if pace.pin else inputs
+        return inputs.pin_memory() if pace.card else inputs
 
-    return Feed(load, load, join, lambda inputs: encoder.encode(inputs).numpy(), size, pace.workers)
+    def encode(inputs: Tensor) -> np.ndarray:
+        return encoder.encode(inputs).numpy()
+
+    return Feed(load, load, join, encode, size, pace.workers, pace.card)
 
 
 def opened(split: Split, encoder: Encoder, views: int, seed: int) -> Callable[[int], Tensor | str]:
@@ -123,11 +131,30 @@ def fill(writer: Sink, feed: Feed, tick: Callable[[int], None]) -> None:
         CacheError: the disk is full, or another of the writer's complaints.
     """
     with ThreadPoolExecutor(feed.workers) as pool, closing(Saver(writer)) as saver:
-        with closing(_ahead(_batches(writer, feed, pool))) as ready:
-            for batch in ready:
-                saver.take(batch, None if batch.inputs is None else feed.encode(batch.inputs))
+        with closing(_ahead(_batches(writer, feed, pool))) as ready, closing(_encoded(ready, feed)) as done:
+            for batch, rows in done:
+                saver.take(batch, rows)
                 tick(len(batch.places) + len(batch.reasons))
         saver.finish()
+
+
+def _encoded(batches: Iterable[Batch], feed: Feed) -> Generator[tuple[Batch, np.ndarray | None], None, None]:
+    """Every batch and its rows. On a card two threads take turns, each with a stream of its own: while one
+    batch computes, the other's inputs go up from pinned memory, or its rows come back."""
+
+    def encode(batch: Batch) -> tuple[Batch, np.ndarray | None]:
+        return batch, None if batch.inputs is None else feed.encode(batch.inputs)
+
+    if feed.card is None:
+        yield from map(encode, batches)
+        return
+    with ThreadPoolExecutor(2, initializer=_own_stream, initargs=(feed.card,)) as lanes:
+        yield from _mapped(lanes, encode, batches, 1)
+
+
+def _own_stream(card: torch.device) -> None:
+    if card.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(card))
 
 
 def _batches(writer: Sink, feed: Feed, pool: ThreadPoolExecutor) -> Iterator[Batch]:
@@ -146,12 +173,12 @@ def _batches(writer: Sink, feed: Feed, pool: ThreadPoolExecutor) -> Iterator[Bat
 
 
 def _mapped(
-    pool: ThreadPoolExecutor, work: Callable[[int], Any], rows: Iterable[int], depth: int
+    pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], depth: int
 ) -> Iterator[Any]:
     """`map` over threads, in order, at most `depth` results ahead of the reader."""
     waiting: deque[Future[Any]] = deque()
-    for row in rows:
-        waiting.append(pool.submit(work, row))
+    for item in items:
+        waiting.append(pool.submit(work, item))
         if len(waiting) > depth:
             yield waiting.popleft().result()
     while waiting:
