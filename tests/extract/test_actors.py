@@ -1,17 +1,22 @@
 """Actors of a two-node Ray cluster fill one cache: the bits of one process, whichever node or driver dies."""
 
+import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spaner.cluster import QUIET, STORE_BYTES
-from spaner.extract import parts
+from spaner.errors import Mismatch
+from spaner.extract import parts, shared
 from spaner.extract.config import ExtractConfig
 from spaner.extract.extract import extract
 from tests.extract.test_killed_extraction import bytes_of
@@ -86,3 +91,46 @@ def test_a_driver_that_dies_is_continued_by_the_same_command(
     assert again.returncode == 0, again.stderr
     assert bytes_of(cache) == bytes_of(digits)
     assert neighbours(cache) == []
+
+
+def test_an_actor_that_is_killed_costs_its_chunk_in_flight(nodes: Any, digits: Path, tmp_path: Path) -> None:
+    another(nodes)
+    told: list[tuple[int, int, str]] = []
+    killed: list[int] = []
+
+    def kill(done: int, total: int, what: str) -> None:
+        told.append((done, total, what))
+        if what == "image/test" and not killed and (fillers := processes_of_actors()):
+            killed.append(fillers[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = extract(
+        **DIGITS, cache=tmp_path / "there", on=f"ray:{nodes.address}", processes=2, progress=kill
+    )
+    assert len(killed) == 1
+    assert bytes_of(tmp_path / "there") == bytes_of(digits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+    rows = {table.name: table.rows for table in summary.tables}
+    assert rows == {"image/test": 997, "text/vanilla": 10, "text/classname": 10}
+    assert max(done for done, _, what in told if what == "image/test") == 997
+
+
+def processes_of_actors() -> list[int]:
+    """Of the actors of this machine that are alive."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"ray::Holder" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def test_other_weights_on_a_node_are_one_line(nodes: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shared.prepared(ExtractConfig(**DIGITS, cache=cache), 4)
+    manifest = cache / "image/test/zarr.json"
+    plain = manifest.read_text()
+    weights = json.loads(plain)["attributes"]["manifest"]["encoder"]["weights_sha256"]
+    manifest.write_text(plain.replace(weights, "0" * 64))
+    with pytest.raises(Mismatch, match=r"node .*: image/test .* filled by another encoder: weights_sha256"):
+        extract(**DIGITS, cache=cache, on=f"ray:{nodes.address}")
