@@ -28,14 +28,20 @@ from spaner.cache.layout import ids_sha256
 from spaner.cache.manifest import Manifest
 
 DIM, VIEWS = 512, 1
-JOIN = """
-import json, resource, sys, time
+PEAK = """
+def peak():  # VmHWM is this process's own; ru_maxrss comes with what its parent once held
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+"""
+JOIN = (
+    PEAK
+    + """
+import json, sys, time
 import numpy as np
 from pathlib import Path
 import torch
 from spaner.cache import cache as caches
 from spaner.extract.shared import StoredIds
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = peak()
 began = time.perf_counter()
 with caches.create(Path(sys.argv[1]), "made-up", ["a", "b"]) as cache:
     with cache.join("image/train", worker=(3, 64)) as writer:
@@ -43,15 +49,18 @@ with caches.create(Path(sys.argv[1]), "made-up", ["a", "b"]) as cache:
         ids = StoredIds(cache, "image/train", writer.manifest.rows)
         some = [ids[int(row)] for row in np.linspace(0, len(ids) - 1, 1000)]
         read = (time.perf_counter() - began - joined) / 1000
-more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+more = peak() - base
 print(json.dumps([joined, read * 1e6, more / 1024, len(writer.pending)]))
 """
+)
 
-SEAL = """
-import json, resource, sys, time
+SEAL = (
+    PEAK
+    + """
+import json, sys, time
 from pathlib import Path
 from spaner.cache import cache as caches
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = peak()
 began = time.perf_counter()
 with caches.create(Path(sys.argv[1]), "made-up", ["a", "b"]) as cache:
     with cache.join("image/train") as writer:
@@ -60,9 +69,10 @@ with caches.create(Path(sys.argv[1]), "made-up", ["a", "b"]) as cache:
         began = time.perf_counter()
         writer.seal({})
         sealed = time.perf_counter() - began
-more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+more = peak() - base
 print(json.dumps([resumed, sealed, more / 1024]))
 """
+)
 
 
 def spec() -> caches.EncoderSpec:
