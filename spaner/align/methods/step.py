@@ -6,7 +6,7 @@ replayed whole. `compile` says how it runs:
 
     off     operation by operation
     auto    on CUDA recorded as a CUDA graph and replayed, the same kernels in the same order; else off
-    on      losses and gradients of full batches fused by `torch.compile`: other roundings, a minute before
+    on      losses and gradients of full batches fused by `torch.compile`: other roundings, 25 s before
 
 Knows no model beyond its loss, and no data set.
 """
@@ -94,7 +94,7 @@ def step_of(
 
 def compiled(loss: Loss, device: torch.device, backend: str = "inductor") -> Loss:
     """`loss` fused by torch's compiler, which keeps what it made on disk; batches of another size than the
-    first run as they are, since one of each epoch is not worth another minute.
+    first run as they are, since one of each epoch is not worth compiling again.
 
     Raises:
         RecipeError: a CPU without a C++ compiler.
