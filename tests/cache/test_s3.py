@@ -114,6 +114,8 @@ def test_what_cannot_be_written_is_no_cache_and_goes_on(one: Path, contents, s3:
     s3.fault = lambda method, path: "403" if method == "PUT" and "/features/c.2" in path else None
     with pytest.raises(CacheError, match=r"features/c.2.0.0: writing is refused \(.*s3:PutObject on s3://"):
         cache.copy(made, target)
+    begun = [path.rpartition("/train/")[2] for path in s3.asked("PUT", "/image/train/")]
+    assert begun.index("labels/c.0") < begun.index("zarr.json") < begun.index("features/c.0.0.0")
     s3.forget()
     with pytest.raises(Unsealed, match="10 of 23 rows"):
         cache.open(target)
@@ -121,6 +123,7 @@ def test_what_cannot_be_written_is_no_cache_and_goes_on(one: Path, contents, s3:
     cache.copy(made, target)
     assert [path[-7:] for path in s3.asked("PUT", "train/features/c.")] == ["c.2.0.0", "c.3.0.0", "c.4.0.0"]
     assert s3.asked("GET", "train/features/c.") == []  # what was sent is not fetched
+    assert [path for path in s3.asked("PUT") if "lock" not in path][-1].endswith("/train/zarr.json")
     assert s3.contents(target) == contents(made)
     s3.forget()
     cache.copy(made, target)
