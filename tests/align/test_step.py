@@ -171,10 +171,11 @@ def test_the_steps_of_a_training_have_two_shapes(path: Path, monkeypatch: pytest
 
 
 def trained(compile: Callable[..., Any] | None, precision: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Weights and losses after some steps, the last of a shorter batch."""
+    """Weights and losses after some steps, the last of a shorter batch. Not by AdamW, which makes whole steps
+    of slopes that are zero but for rounding."""
     model, batch, labels = material({})
     loss = model.loss if compile is None else compile(model.loss, CPU)
-    optimizer = step.adamw(model.parameters(), 1e-3, 0.01, CPU)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     for size in (BATCH, BATCH, BATCH - 5):
         rows = {name: x[:size] for name, x in batch.items()}
         terms = step.update(loss, optimizer, rows, labels[:size], precision)
