@@ -351,7 +351,11 @@ def test_the_commands(
         assert json.loads(done.out)["captions"] == metrics["captions"]
         done = cli("report", out, "-o", tmp_path / "r.html", "--pixels", "csv:plain.csv")
         assert done.status == 0, done.err
-        assert "Does an image find its sentence" in (tmp_path / "r.html").read_text()
+        text = (tmp_path / "r.html").read_text()
+        assert "Does an image find its sentence" in text
+        assert "frozen encoder" in text[text.index("Does an image find its sentence") :]
+        recall = 100 * metrics["captions"]["image_to_caption"]["recall@1"]
+        assert f"<b>{recall:.1f} / " in text, "the first number on the page"
 
 
 def test_a_list_without_classes_is_compared_and_swept(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from spaner import cache as caches
-from spaner.align.score import calibration, evaluate, geometry, metrics, retrieval
+from spaner.align.score import calibration, captions, evaluate, geometry, metrics, retrieval
 from spaner.align.score.confusion import confusion_matrix, most_confused_pairs
 from spaner.align.score.intervals import Number, bootstrap, paired_difference
 from spaner.align.score.space import coherence_of, joint_of
@@ -220,7 +220,11 @@ def _bench(run: Run, cache: caches.Cache, table: str, known: dict[str, Bench]) -
     if key not in known:
         dims = {cache.table(name).dim for name in names}
         sides = {table.split("/")[0]: [table], "text": [evaluate.asking(cache)["semantic"]]}
-        frozen = _measured(evaluate.Frozen(), cache, table, sides) if named and len(dims) == 1 else None
+        said = captions.table_of(cache, table)
+        if not named and said is not None:  # images and captions are what there is to compare
+            dims, sides = dims | {cache.table(said).dim}, {}
+        compared = (named or said is not None) and len(dims) == 1
+        frozen = _measured(evaluate.Frozen(), cache, table, sides) if compared else None
         ok = cache.table(table).ok
         known[key] = Bench(
             cache=shown(Path(cache.path)),

@@ -15,6 +15,7 @@ from spaner.align.report.exhibits import Exhibit
 from spaner.align.report.measured import KINDS, Entry, confused_pairs
 from spaner.align.report.origin import benches, heading, sweep_command, train_command, why_apart
 from spaner.align.report.page import Section, figure, table
+from spaner.align.report.space_tables import WAYS
 from spaner.align.report.sweep import Sweep
 from spaner.align.report.table import ReportTable, bounds, text
 from spaner.align.report.tables import accuracy_numbers
@@ -69,6 +70,10 @@ def _tile(entry: Entry) -> str:
         mean = text(Number(sum(ways) / len(ways)), "percent") if ways else "–"
         by = "class" if len(set(entry.bench.class_names)) > 1 else "id"
         about = f"{len(ways)} ordered pairs: mean recall@1 by {by}, %; no text was trained"
+        said = entry.aligned.beside.get("captions")
+        if not ways and said:
+            mean = " / ".join(text(Number(said[way]["recall@1"]), "percent") for way in WAYS)
+            about = f"recall@1, %: {' / '.join(WAYS.values())}"
         return f'<li><span class="of">{name}</span><b>{mean}</b><span class="of">{about}</span></li>'
     accuracy = [text(accuracy_numbers(entry.aligned.scores)[kind], "percent") for kind in KINDS]
     gains = []
