@@ -109,7 +109,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
         config = TrainConfig.from_recipe(recipe, epochs=3, batch_size=32)
         runs.append(train(toy_cache, config, place / recipe)[1])
     grid = {"prompt_length": [1, 2], "out_dim": [8, 16], "seed": [1, 2]}
-    sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "sweep", workers=1, backend="threading")
+    sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "sweep", workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_run, "PLANE_ROWS", 29)
         write(runs, place / "report.html", sweeps=[place / "sweep"], figures=False)
