@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from spaner import cache as caches
-from spaner.align.methods import loop
+from spaner.align.methods import step
 from spaner.align.score.evaluate import evaluate
 from spaner.align.score.intervals import Number
 from spaner.align.train import cells as cells_
@@ -330,7 +330,7 @@ def test_a_cell_too_large_for_the_memory_fails_and_says_what_to_lower(cache, tmp
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "update", full)
+    monkeypatch.setattr(step, "update", full)
     (result,) = sweep(cache, {"seed": [1]}, BASE, tmp_path, workers=1)
     assert result["status"] == "failed"
     assert "the memory of cpu is full; lower batch_size" in result["reason"]
