@@ -201,11 +201,7 @@ def merge(
     ],
     into: Annotated[
         Path,
-        typer.Option(
-            parser=console.place,
-            metavar="PATH",
-            help="New place: .h5 for HDF5, otherwise a Zarr directory or an address.",
-        ),
+        console.cache_option("New place: .h5 for HDF5, otherwise a Zarr directory or an address."),
     ],
 ) -> None:
     """Merge caches made apart: other splits or modalities, or other rows of one table, joined in order.

@@ -29,12 +29,7 @@ def compare(
     *,
     cache: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Cache to compare on; may be repeated.",
-            show_default="cache/imagenet16",
-            parser=console.place,
-            metavar="PATH",
-        ),
+        console.cache_option("Cache to compare on; may be repeated.", show_default="cache/imagenet16"),
     ] = None,
     methods: Annotated[
         str | None,

@@ -29,11 +29,7 @@ def embed(
     text_file: Annotated[Path | None, typer.Option(help="A file of texts, one a line.")] = None,
     cache: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="CACHE or CACHE/modality/split to map; may be repeated.",
-            parser=console.place,
-            metavar="PATH",
-        ),
+        console.cache_option("CACHE or CACHE/modality/split to map; may be repeated."),
     ] = None,
     out: Annotated[
         Path | None,

@@ -14,9 +14,7 @@ def evaluate(
     run: Annotated[Path, typer.Option(help="Run folder written by `spaner train`.")],
     cache: Annotated[
         Path,
-        typer.Option(
-            help="Cache to score on; its encoder must be the run's.", parser=console.place, metavar="PATH"
-        ),
+        console.cache_option("Cache to score on; its encoder must be the run's."),
     ],
     split: Annotated[
         str | None, typer.Option(help="Table to score.", show_default="image/test, else image/val")

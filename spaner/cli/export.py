@@ -22,12 +22,7 @@ def export(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            help="Cache with rows to check on.",
-            show_default="the run's own",
-            parser=console.place,
-            metavar="PATH",
-        ),
+        console.cache_option("Cache with rows to check on.", show_default="the run's own"),
     ] = None,
     encoder: Annotated[
         Path | None, typer.Option(help="Export encoders too, checked on the samples of this folder.")

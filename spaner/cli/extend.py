@@ -16,11 +16,7 @@ def extend(
     run: Annotated[Path, typer.Option(help="Run folder to extend; it is not changed.")],
     cache: Annotated[
         Path,
-        typer.Option(
-            help="Cache with the new modality and images of the same classes.",
-            parser=console.place,
-            metavar="PATH",
-        ),
+        console.cache_option("Cache with the new modality and images of the same classes."),
     ],
     out: Annotated[Path | None, typer.Option(help="New run folder.", show_default="<run>+<modality>")] = None,
     replace: Annotated[bool, typer.Option(help="Train a modality anew that the run has already.")] = False,

@@ -18,11 +18,7 @@ def index(
     run: Annotated[str, typer.Option(help="Run folder, or hf:ORG/NAME.")],
     cache: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="CACHE (all but texts) or CACHE/modality/split; may be repeated.",
-            parser=console.place,
-            metavar="PATH",
-        ),
+        console.cache_option("CACHE (all but texts) or CACHE/modality/split; may be repeated."),
     ] = None,
     files: Annotated[
         Path | None, typer.Option(help="The folder that the ids of --cache are relative to, to show them.")

@@ -24,12 +24,7 @@ def report(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            help="Cache to score on.",
-            show_default="the one each run recorded",
-            parser=console.place,
-            metavar="PATH",
-        ),
+        console.cache_option("Cache to score on.", show_default="the one each run recorded"),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Table to score.", show_default="the one the run was tested on")

@@ -21,12 +21,7 @@ def reproduce(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            help="Its cache.",
-            show_default="cache/imagenet16, else cache/DATASET",
-            parser=console.place,
-            metavar="PATH",
-        ),
+        console.cache_option("Its cache.", show_default="cache/imagenet16, else cache/DATASET"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder.", show_default="reproduced/ARTIFACT-DATASET")

@@ -19,9 +19,7 @@ def transfer(
     *,
     to: Annotated[
         list[Path],
-        typer.Option(
-            help="Cache of another data set; may be repeated.", parser=console.place, metavar="PATH"
-        ),
+        console.cache_option("Cache of another data set; may be repeated."),
     ],
     base_to_new: Annotated[
         bool,
