@@ -39,6 +39,6 @@ class Sentences:
         except DatasetError as error:
             raise DatasetError(
                 f"{cache.path} keeps no words of {table}, and their list is not at hand ({error}); expected "
-                " the list that was extracted; name it with --pixels csv:FILE and --data-root"
+                "the list that was extracted; name it with --pixels csv:FILE and --data-root"
             ) from None
         return [said.open(key) for key in said.ids]
