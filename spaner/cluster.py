@@ -1,4 +1,4 @@
-"""A Ray cluster: found, joined, and given work; what `--on ray` means for every command.
+"""A Ray cluster: joined, and given work; what `--on ray` means for every command.
 
 Needs Ray (the extra ``ray``) only where a cluster is joined, and nothing of a room. What runs on a node is
 sent by value and first looks whether the node has this version of spaner: where not, one line says so.
@@ -6,9 +6,6 @@ Nothing is repeated here: a process or node that dies is `Lost`, and the caller 
 """
 
 import os
-import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,25 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import spaner
-from spaner import errors
+from spaner import errors, head
 from spaner.errors import RecipeError, RunError, SpanerError
 
 HELP = "run on the nodes of a Ray cluster: ray, or ray:HOST:PORT (needs 'spaner[ray]')"
-CONNECT_SECONDS = 3.0
-"""How long a cluster may take to accept a connection. Ray itself would try for two minutes."""
 SEEN_SECONDS = 3.0
 """How long a file system may take to show on one node what another has written."""
 TRIES = 3
 """How often work is tried whose process or node dies, before it counts as failed."""
-STORE_BYTES = 100 << 20
-"""Object store of a cluster that is started here: only settings and results pass through it."""
-GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What an HTTP/2 client says first: Ray's head, which speaks it, answers at once with settings of its own."""
-SETTINGS_FRAME = 4
 CARRIED = ("SPANER_", "HF_", "AWS_", "FSSPEC_", "IMAGENET_ROOT", "ESC50_ROOT")
 """How the names of environment variables begin that spaner reads, and that nodes get from the driver."""
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-"""Ray tells nobody, and sends no copy of the folder where `uv run` was typed to its nodes."""
 
 
 class Lost(Exception):
@@ -76,6 +64,7 @@ class Cluster:
 
     def __init__(self, ray: Any, on: str) -> None:
         self.ray, self.on, self.place = ray, on, Place.here()
+        self.address = ray.get_runtime_context().gcs_address
 
     def nodes(self) -> list[tuple[int, int]]:
         """Processors and GPUs of every node that can work."""
@@ -150,16 +139,33 @@ class Cluster:
 
         Raises:
             SpanerError: what it raised, with the name of the node. Lost: its process or node has died.
+            RunError: the whole cluster has.
         """
         try:
             told = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError:
             raise  # a mistake of ours
         except self.ray.exceptions.RayError as error:
-            raise Lost(_words(error)) from None
+            self.check_there()
+            raise Lost(head.words(error)) from None
         if "error" in told:
             raise getattr(errors, told["kind"], SpanerError)(told["error"])
         return told["value"]
+
+    def check_there(self) -> None:
+        """Whoever has lost something asks whether there is still a cluster that could do it again.
+
+        Raises:
+            RunError: its head has ended.
+        """
+        for _ in range(TRIES):  # it may be busy with what has just died
+            with suppress(OSError):
+                return head.check_answer(self.address)
+            time.sleep(1)
+        raise RunError(
+            f"--on {self.on}: the cluster at {self.address} has ended; what was finished is kept; start it "
+            "again, and run the same command again"
+        )
 
 
 def check_seen(*paths: Path) -> None:
@@ -177,11 +183,6 @@ def check_seen(*paths: Path) -> None:
                 f"{path} is not seen here; expected a folder that all nodes share; give a path on a shared "
                 "file system"
             )
-
-
-def _words(error: BaseException) -> str:
-    """What Ray says, as one line."""
-    return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
 
 
 def _sides(version: str) -> tuple[Callable[..., Any], type]:
@@ -243,8 +244,8 @@ def joined(on: str) -> Iterator[Cluster]:
     Raises:
         RecipeError: Ray is not installed, or no cluster answers.
     """
-    address = address_of(on)
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    address = head.address_of(on)
+    head.prepare()
     try:
         import ray
     except ImportError:
@@ -252,78 +253,5 @@ def joined(on: str) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield Cluster(ray, on)
         return
-    _join(ray, on, address)
-    try:
+    with head.inside(ray, on, address):
         yield Cluster(ray, on)
-    finally:
-        ray.shutdown()
-
-
-def address_of(on: str) -> str:
-    """What to join: ``auto``, ``local`` or HOST:PORT.
-
-    Raises:
-        RecipeError: anything but ``ray`` or ``ray:ADDRESS``.
-    """
-    kind, _, address = on.partition(":")
-    address = address or "auto"
-    host, _, port = address.rpartition(":")
-    if kind != "ray" or not (address in ("auto", "local") or (host and port.isdecimal() and "/" not in host)):
-        client = "; a command runs on a machine of the cluster, not through ray://" if "//" in on else ""
-        raise RecipeError(
-            f"--on {on}: expected ray, ray:HOST:PORT or ray:local{client}; type `--on ray` for the cluster "
-            "that this machine is part of"
-        )
-    return address
-
-
-def _join(ray: Any, on: str, address: str) -> None:
-    started = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if address == "local" else {}
-    try:
-        with _own_signals():
-            place = _found(address)
-            ray.init(address=place, logging_level="ERROR", log_to_driver=False, **started)
-    except (Exception, SystemExit) as error:  # Ray ends a process whose cluster does not answer
-        said = _words(error) if isinstance(error, Exception) else "it does not answer as Ray does"
-        raise RecipeError(
-            f"--on {on}: no Ray cluster to join ({said}); expected one that this machine is part of; type "
-            "`ray start --head` here, or `ray start --address HOST:PORT` to make it one"
-        ) from None
-
-
-def _found(address: str) -> str:
-    """Where the cluster is, after it has answered."""
-    if address == "auto":
-        from ray._private import services
-
-        # what `ray.init("auto")` does first; we need the address to see whether anybody is there
-        address = services.canonicalize_bootstrap_address_or_die("auto")
-    if address != "local":
-        host, _, port = address.rpartition(":")
-        if not _answers(host.strip("[]"), int(port)):
-            raise ConnectionError(f"what listens at {address} is not Ray's head")
-    return address
-
-
-def _answers(host: str, port: int) -> bool:
-    """Whether somebody speaks HTTP/2 there, as Ray's head does."""
-    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as line:
-        line.sendall(GREETING)
-        with suppress(OSError):
-            answer = line.recv(9)
-            return len(answer) == 9 and answer[3] == SETTINGS_FRAME
-    return False
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; the command line has its own way to stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

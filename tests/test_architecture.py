@@ -23,7 +23,7 @@ FLOORS = {
 }
 
 #: Files under the rooms: they import no room.
-GROUND = {"errors", "registry", "progress", "settings", "device", "cluster"}
+GROUND = {"errors", "registry", "progress", "settings", "device", "cluster", "head"}
 
 #: Front doors: files beside the rooms that hand what is in them to users.
 FRONT = {"__init__", "__main__", "sklearn"}

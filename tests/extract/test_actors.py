@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from spaner.cluster import QUIET, STORE_BYTES
 from spaner.errors import Mismatch
 from spaner.extract import parts, shared
 from spaner.extract.config import ExtractConfig
 from spaner.extract.extract import extract
+from spaner.head import QUIET, STORE_BYTES
 from tests.extract.test_killed_extraction import bytes_of
 from tests.extract.test_parts import DIGITS, neighbours, wait_for
 
@@ -55,7 +55,7 @@ def another(nodes: Any) -> Any:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_node_that_dies_leaves_its_parts_to_the_others(
-    seed: int, nodes: Any, digits: Path, tmp_path: Path
+    seed: int, nodes: Any, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     node, cache, told, removed = another(nodes), tmp_path / "cache", [], []
     after = random.Random(seed).randrange(1, 400)
@@ -68,6 +68,7 @@ def test_a_node_that_dies_leaves_its_parts_to_the_others(
 
     summary = extract(**DIGITS, cache=cache, on=f"ray:{nodes.address}", progress=kill)
     assert removed
+    assert capfd.readouterr().out == ""  # Ray tells the results' stream of it
     assert bytes_of(cache) == bytes_of(digits)
     assert neighbours(cache) == []
     assert {table.name: table.rows for table in summary.tables}["image/test"] == 997

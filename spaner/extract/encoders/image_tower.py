@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,6 +34,9 @@ class BlockTower(nn.Module):
     """
 
     def __init__(self, visual: nn.Module, name: str, sha256: str) -> None:
+        # six seconds of import, and whoever plans an extraction imports this file
+        from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
         super().__init__()
         self.visual: Any = visual
         self.name, self.sha256 = name, sha256
