@@ -112,15 +112,16 @@ class Cache:
 
     def tables(self) -> list[str]:
         """Names "modality/split" of the sealed tables (and of damaged ones, which `table` refuses)."""
-        return [name for name in self._names() if not self._is_unsealed(name)]
+        return sorted(name for name, store in self._located().items() if not _is_unsealed(store, name))
 
     def unsealed(self) -> list[str]:
         """Names of the tables whose extraction has not finished."""
-        return [name for name in self._names() if self._is_unsealed(name)]
+        return sorted(name for name, store in self._located().items() if _is_unsealed(store, name))
 
     def has(self, name: str) -> bool:
         """Whether a sealed table of this name is here."""
-        return name in self.tables()
+        store = self._located().get(name)
+        return store is not None and not _is_unsealed(store, name)
 
     def table(self, name: str) -> Table:
         """A sealed table.
@@ -130,16 +131,17 @@ class Cache:
             Corrupt: its metadata differ from its seal.
             CacheError: there is none of this name; the message says which there are.
         """
-        if name not in self._names():
+        store = self._located().get(name)
+        if store is None:
             there = ", ".join(self.tables()) or "no table"
             modality = name.split("/")[0]
             raise CacheError(
                 f"{self.path} has no table {name}, only {there}; "
                 f"make it with `spaner extract --modality {modality} --cache {self.path}`"
             )
-        if self._is_unsealed(name):
+        if _is_unsealed(store, name):
             raise Unsealed(self.progress(name))
-        return Table(self.store(name), name, f"{name} of {self.path}")
+        return Table(store, name, f"{name} of {self.path}")
 
     def progress(self, name: str) -> str:
         """One line on how far an unsealed table is and how to continue it."""
@@ -244,7 +246,7 @@ class Cache:
             CacheError: there is no such table.
         """
         staging = self._writable()
-        if name not in self._names():
+        if name not in self._located():
             raise CacheError(f"{self.path} has no table {name} to join; begin it first")
         release = self._acquire(name, worker)
         try:
@@ -327,17 +329,12 @@ class Cache:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _names(self) -> list[str]:
-        return sorted({name for store in self._stores for name in store.tables()})
+    def _located(self) -> dict[str, Store]:
+        """Each table and the first store that holds it, by one look at each store."""
+        return {name: store for store in reversed(self._stores) for name in store.tables()}
 
     def store(self, name: str) -> Store:
         return next(store for store in self._stores if name in store.tables())
-
-    def _is_unsealed(self, name: str) -> bool:
-        try:
-            return verification.is_unsealed(self.store(name).attributes(name))
-        except Corrupt:
-            return False
 
     def _writable(self) -> ZarrStore:
         if self._staging is None:
@@ -363,8 +360,9 @@ class Cache:
             self.notes += root.ensure(staging, self.dataset, self.class_names, self._attributes["schema"])
             if not overwrite and (note := mending.adopt(staging, manifest)):
                 self.notes.append(note)
-            lost = table in self._names() and mending.is_lost(self.store(table), table)
-            if overwrite or lost or table not in self._names():
+            store = self._located().get(table)
+            lost = store is not None and mending.is_lost(store, table)
+            if overwrite or lost or store is None:
                 if not overwrite and (lost or table in root.listed(staging)):
                     self.notes.append(f"{table} of {self.path} was damaged; all its rows are encoded again")
                 install.create(staging, manifest, listing)
@@ -393,3 +391,10 @@ class Cache:
             attributes = dict(self.store(table).attributes(table))
             attributes.pop("seal", None)
             install.copy(self.store(table), staging, table, attributes=attributes, skip=chunks)
+
+
+def _is_unsealed(store: Store, table: str) -> bool:
+    try:
+        return verification.is_unsealed(store.attributes(table))
+    except Corrupt:
+        return False

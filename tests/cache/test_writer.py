@@ -104,6 +104,8 @@ def test_repair_cut_short_leaves_the_table_unsealed_not_wrong(path: Path, make, 
             writer.reset([5])
     with cache.open(path) as opened:
         assert (opened.tables(), opened.unsealed()) == (["text/vanilla"], ["image/train"])
+        assert opened.has("text/vanilla")
+        assert not opened.has("image/train"), "not before its seal"
     with create(path) as made, source.begin(made) as writer:
         assert writer.pending == [1]
         source.write(writer)
