@@ -73,6 +73,23 @@ def make_toy_cache(path: Path, classes: int = 11, dim: int = 24, weights_sha256:
             cache.add("text", templates, texts.astype(np.float32), labels, encoder=spec)
 
 
+@pytest.fixture(scope="module")
+def few_rows_in_the_plane() -> Iterator[None]:
+    """For tests that look elsewhere: t-SNE is most of a report's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spaner.align.report.measured.PLANE_ROWS", 11)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """Cells run in this process unless a test says how many at once: the tests are on all cores already, and
+    each worker imports torch anew. tests/align/test_sweep.py runs two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spaner.align.train.cells.cores", lambda: 1)
+        yield
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command did."""

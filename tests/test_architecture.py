@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,17 @@ FRONT = {"__init__", "__main__", "sklearn"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
+@cache
+def tree(file: Path) -> ast.Module:
+    """Parsed once for all rules; nobody changes a file meanwhile."""
+    return ast.parse(file.read_text())
+
+
 def rooms_imported_by(file: Path) -> set[str]:
     """Rooms of `spaner` named by absolute or relative imports, anywhere in the file."""
     package = ["spaner", *file.relative_to(ROOT).parts[:-1]]
     rooms = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree(file)):
         for name in imported_names(node, package):
             parts = name.split(".")
             if parts[0] == "spaner" and len(parts) > 1 and parts[1] in MAY_IMPORT:
@@ -62,7 +69,7 @@ def floors_imported_by(file: Path, room: str) -> set[str]:
     """Floors of a room that a file imports; "" for a file of the room itself."""
     package = ["spaner", *file.relative_to(ROOT).parts[:-1]]
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree(file)):
         for name in imported_names(node, package):
             parts = name.split(".")
             if parts[:2] == ["spaner", room] and len(parts) > 2:
@@ -98,11 +105,7 @@ def test_the_ground_floor_imports_no_room() -> None:
         file = ROOT / f"{name}.py"
         assert not rooms_imported_by(file), name
         if name != "device":
-            names = {
-                n.split(".")[0]
-                for node in ast.walk(ast.parse(file.read_text()))
-                for n in imported_names(node, [])
-            }
+            names = {n.split(".")[0] for node in ast.walk(tree(file)) for n in imported_names(node, [])}
             assert "torch" not in names, "device alone may know torch"
 
 
@@ -111,7 +114,7 @@ def test_no_two_classes_of_one_name() -> None:
     user's word to what stands behind it."""
     seen: dict[str, Path] = {}
     for file in (file for file in FILES if file.parent != ROOT or file.stem not in FRONT):
-        for node in ast.parse(file.read_text()).body:
+        for node in tree(file).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Settings":
                 assert node.name not in seen, f"{node.name} in {file} and {seen[node.name]}"
                 seen[node.name] = file
@@ -136,11 +139,7 @@ def test_nobody_imports_the_command_line() -> None:
 
 def test_the_cache_needs_no_torch() -> None:
     for file in (ROOT / "cache").rglob("*.py"):
-        names = {
-            n.split(".")[0]
-            for node in ast.walk(ast.parse(file.read_text()))
-            for n in imported_names(node, [])
-        }
+        names = {n.split(".")[0] for node in ast.walk(tree(file)) for n in imported_names(node, [])}
         assert not names & {"torch", "torchvision", "open_clip", "PIL", "safetensors"}, file
 
 
@@ -148,7 +147,7 @@ def test_the_cache_needs_no_torch() -> None:
 def test_files_and_functions_stay_small(file: Path) -> None:
     text = file.read_text()
     assert text.count("\n") <= 400, "a file becomes two past 400 lines"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = (node.end_lineno or 0) - node.body[0].lineno + 1
             assert body <= 40, f"{node.name} has a body of {body} lines; the cap is 40"
@@ -156,4 +155,4 @@ def test_files_and_functions_stay_small(file: Path) -> None:
 
 def test_every_module_says_what_it_is() -> None:
     for file in FILES:
-        assert ast.get_docstring(ast.parse(file.read_text())), f"{file.relative_to(ROOT)} has no docstring"
+        assert ast.get_docstring(tree(file)), f"{file.relative_to(ROOT)} has no docstring"

@@ -5,15 +5,19 @@ import os
 import re
 import runpy
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from spaner.cli import main
 from tests.conftest import Outcome
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BEGIN = "spaner extract --dataset digits"
 
 
 def blocks(language: str) -> list[str]:
@@ -55,16 +59,34 @@ def test_links_and_files_named_in_the_documents_exist() -> None:
             assert (file.parent / target).exists(), f"{file.name} links to {target}, which is not there"
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which the command was typed that the sessions and the Python block begin with."""
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", shlex.split(BEGIN))
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert not end.value.code
+    return folder
+
+
+def copied(begun: Path, place: Path) -> Path:
+    return Path(shutil.copytree(begun, place, dirs_exist_ok=True))
+
+
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_python_blocks_run(number: int, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied(begun, tmp_path))
     exec(compile(blocks("python")[number], f"README block {number}", "exec"), {"__name__": "readme"})
 
 
 def sessions() -> list[list[str]]:
     """Console blocks that begin by extracting the digits: they need nothing and must work as written."""
     found = [[line[2:] for line in b.splitlines() if line.startswith("$ ")] for b in blocks("console")]
-    return [lines for lines in found if lines[0] == "spaner extract --dataset digits"]
+    return [lines for lines in found if lines[0] == BEGIN]
 
 
 def used() -> list[str]:
@@ -78,11 +100,13 @@ def used() -> list[str]:
 OFFLINE = [command for session in [*sessions(), used()] for command in session]
 
 
+@pytest.mark.usefixtures("one_core", "few_rows_in_the_plane")
 def test_the_digits_commands_work_one_after_another(
-    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable[..., Outcome], begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(copied(begun, tmp_path))
     assert len(OFFLINE) >= 4
+    assert OFFLINE[0] == BEGIN
     for command in OFFLINE:
         done = cli(*shlex.split(command)[1:])
         assert done.status == 0, f"{command}: {done.err}"

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from spaner.align.report import measured as report_run
 from tests.conftest import Outcome
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -96,7 +95,7 @@ def browse(page: Path, width: int = 1280, *, dark: bool = False) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path, few_rows_in_the_plane: None) -> Path:
     """A report about two runs and a sweep, as the command writes it."""
     from spaner.align.report.write import write
     from spaner.align.train.config import TrainConfig
@@ -110,9 +109,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, toy_cache: Path) -> Path:
         runs.append(train(toy_cache, config, place / recipe)[1])
     grid = {"prompt_length": [1, 2], "out_dim": [8, 16], "seed": [1, 2]}
     sweep(toy_cache, grid, {"epochs": 1, "batch_size": 64}, place / "sweep", workers=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_run, "PLANE_ROWS", 29)
-        write(runs, place / "report.html", sweeps=[place / "sweep"], figures=False)
+    write(runs, place / "report.html", sweeps=[place / "sweep"], figures=False)
     text = (place / "report.html").read_text()
     text = text.replace("<style>", f"{LISTEN}<style>", 1).replace("</body>", f"{PLAY}</body>", 1)
     (place / "played.html").write_text(text)
@@ -199,11 +196,11 @@ def test_a_phone_scrolls_tables_and_not_the_page(page: Path) -> None:
     assert all(200 < chart["width"] <= 390 for chart in seen["charts"])
 
 
+@pytest.mark.usefixtures("few_rows_in_the_plane")
 def test_the_command_writes_the_page(
     cli: Callable[..., Outcome], toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report_run, "PLANE_ROWS", 29)
     cli("train", "--cache", toy_cache, "--epochs", 1, "--out", "run")
     done = cli("report", "run", "-o", "page.html", "--no-figures")
     assert done.status == 0, done.err

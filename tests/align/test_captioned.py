@@ -329,6 +329,7 @@ class TestRefusals:
             fit(folder / "cache", method="campe", **TOLD, **tools)
 
 
+@pytest.mark.usefixtures("few_rows_in_the_plane")
 def test_the_commands(
     folder: Path, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,10 +305,8 @@ def denied(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_report_shows_recall_and_negation_beside_the_frozen_encoder(
-    denied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measured, "PLANE_ROWS", 8)
+@pytest.mark.usefixtures("few_rows_in_the_plane")
+def test_a_report_shows_recall_and_negation_beside_the_frozen_encoder(denied: Path, tmp_path: Path) -> None:
     run = fit(denied, method="campe_lite", epochs=3, device="cpu")
     run.metrics = evaluate(run, denied)
     entries = measured.measure([run.save(tmp_path / "run")])

@@ -13,7 +13,6 @@ import torch
 from spaner import cache as caches
 from spaner.align.methods import loop, spaner
 from spaner.align.methods.spaner import Spaner
-from spaner.align.report import measured
 from spaner.align.report import write as report
 from spaner.align.report.listing import listing
 from spaner.align.score.evaluate import evaluate_modalities
@@ -305,10 +304,8 @@ def _batches(pairs: loop.Pairs):
     yield from seen
 
 
-def test_a_run_without_text_is_saved_loaded_extended_and_reported(
-    cache, path, nameless, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(measured, "PLANE_ROWS", 11)
+@pytest.mark.usefixtures("few_rows_in_the_plane")
+def test_a_run_without_text_is_saved_loaded_extended_and_reported(cache, path, nameless, tmp_path):
     nameless.metrics, nameless.cache = scored(nameless, cache), path
     again = checkpoint.load(nameless.save(tmp_path / "run"))
     x = cache.table("audio/test").read()[:, 0]

@@ -9,8 +9,8 @@ import pytest
 
 import spaner.cache
 from spaner.align.report import check_charts, checks, many_tables
-from spaner.align.report import measured as report_run
 from spaner.align.report import write as report
+from spaner.align.report.measured import measure
 from spaner.align.report.panel import Mark, Panel
 from spaner.align.score.evaluate import evaluate, evaluate_modalities
 from spaner.align.score.space import joint_of
@@ -48,10 +48,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def entries(place: Path) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_run, "PLANE_ROWS", 11)
-        yield report_run.measure([place / "run"])
+def entries(place: Path, few_rows_in_the_plane: None) -> Any:
+    return measure([place / "run"])
 
 
 def test_every_ordered_pair_is_in_the_matrix(place, entries):
@@ -94,8 +92,8 @@ def test_clusters_and_agreement_have_their_chance_beside_them(entries):
     assert by_name["image – touch"]["mutual_knn_chance"].value == pytest.approx(10 / 142)
 
 
-def test_the_page_shows_matrix_and_checks(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_run, "PLANE_ROWS", 11)
+@pytest.mark.usefixtures("few_rows_in_the_plane")
+def test_the_page_shows_matrix_and_checks(place, tmp_path):
     for name, told in (("ablation", ABLATION), ("scale", SCALE), ("transfer", TRANSFER)):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.json").write_text(json.dumps(told))

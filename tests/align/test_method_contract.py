@@ -267,6 +267,7 @@ def test_it_sweeps(method, towers, cache, tmp_path):
     assert all(0 <= (scores(r)["text"] or 0) <= 1 for r in results)
 
 
+@pytest.mark.usefixtures("few_rows_in_the_plane")
 def test_it_stands_in_a_report(folder, towers, tmp_path):
     write([folder], tmp_path / "report.html", figures=False, towers=towers)
     text = (tmp_path / "report.html").read_text()

@@ -101,6 +101,7 @@ def test_the_library_takes_it(toy_cache: Path) -> None:
     assert spaner.evaluate(loaded, toy_cache) == run.metrics
 
 
+@pytest.mark.usefixtures("few_rows_in_the_plane")
 def test_every_command_takes_it(cli: Cli, toy_cache: Path) -> None:
     on = ("--cache", toy_cache)
 

@@ -26,15 +26,8 @@ from spaner.align.train.fit import fit
 from spaner.align.train.sweep import sweep
 from spaner.errors import DatasetError, Mismatch, RunError, SpanerError
 
+pytestmark = pytest.mark.usefixtures("few_rows_in_the_plane")
 SETTINGS: dict[str, Any] = {"heads": 4, "epochs": 2, "batch_size": 32}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_rows_in_the_plane():
-    """t-SNE is most of a report's time, and these tests do not look at it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_run, "PLANE_ROWS", 23)
-        yield
 
 
 def train(cache: Path, folder: Path, **settings) -> Path:
@@ -45,7 +38,7 @@ def train(cache: Path, folder: Path, **settings) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, few_rows_in_the_plane) -> Path:
     """A cache, two runs that differ in their seed, and a sweep; read only."""
     place = tmp_path_factory.mktemp("report")
     clip_like.build(place / "cache", per_class=3)

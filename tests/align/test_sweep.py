@@ -134,6 +134,28 @@ def test_only_cells_of_one_shape_are_stacked(cache, most, sizes):
     assert all(len({cell.config.prompt_length for cell in members}) == 1 for members in stacks)
 
 
+def test_the_command_is_resumable_and_independent_of_workers(cli, cache, tmp_path, monkeypatch):
+    """Here, where the two processes of the test above still wait for work."""
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep", "--cache", cache.path, "--epochs", 2, "--prompt-lengths", "1,3", "--seeds", "1,2"]
+    two = cli(*words, "--out", "two", "--workers", 2)
+    assert two.status == 0, two.err
+    cli(*words, "--out", "one", "--workers", 1)
+    cells = {file.name: file for file in Path("two/cells").iterdir()}
+    assert len(cells) == 4
+    for name, file in cells.items():
+        metrics = [json.loads(f.read_text())["metrics"] for f in (file, Path("one/cells") / name)]
+        assert metrics[0] == metrics[1]
+    before = written(Path("two"))
+    next(iter(cells.values())).unlink()
+    again = cli(*words, "--out", "two", "--workers", 1)
+    assert again.status == 0
+    changed = [name for name, when in written(Path("two")).items() if when != before[name]]
+    assert changed == [next(iter(cells))], "only the missing cell runs again"
+    assert {"sweep.json", "sweep.csv", "prompt_length.png"} <= {file.name for file in Path("two").iterdir()}
+    assert "±" in again.out
+
+
 # --- when a cell runs again ---
 
 

@@ -23,18 +23,23 @@ def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-@pytest.fixture
-def cache(class_folders: Path, tiny_model: Path, checkpoint: Path, tmp_path: Path) -> Path:
-    settings: dict[str, Any] = {"model": str(tiny_model), "pretrained": str(checkpoint), "chunk_rows": 4}
-    extract(
-        dataset=f"folder:{class_folders}", cache=tmp_path / "c", shots=(2,), templates=("mined",), **settings
-    )
-    return tmp_path / "c"
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def source(class_folders: Path, tiny_model: Path, checkpoint: Path) -> dict[str, Any]:
     return {"dataset": f"folder:{class_folders}", "model": str(tiny_model), "pretrained": str(checkpoint)}
+
+
+@pytest.fixture(scope="module")
+def sound(source: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only."""
+    path = tmp_path_factory.mktemp("sound") / "c"
+    extract(**source, cache=path, shots=(2,), templates=("mined",), chunk_rows=4)
+    return path
+
+
+@pytest.fixture
+def cache(sound: Path, tmp_path: Path) -> Path:
+    """One's own, to spoil."""
+    return shutil.copytree(sound, tmp_path / "c")
 
 
 def flip(cache: Path, table: str, chunk: int) -> None:
