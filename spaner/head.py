@@ -5,6 +5,7 @@ wants another token. So whoever comes in asks the head himself first, and says w
 """
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 SETTINGS_FRAME = 4
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 """Ray tells nobody, and sends no copy of the folder where `uv run` was typed to its nodes."""
+NUMBERS = re.compile(r"\b(class_name|actor_id|job_id|namespace|node_id|worker_id|pid|ip): \S+ ?")
 TOKEN = Path("~/.ray/auth_token")
 """Where Ray keeps the token of its clusters, unless the environment says otherwise."""
 
@@ -59,6 +61,7 @@ def inside(ray: Any, on: str, address: str) -> Iterator[None]:
     Raises:
         RecipeError: no cluster answers there, or it wants another token.
     """
+    asked = "RAY_AUTH_MODE" in os.environ
     _enter(ray, on, address)
     # what happens to nodes Ray prints among the results, on standard output, whatever `init` was told
     worker = ray._private.worker
@@ -68,6 +71,8 @@ def inside(ray: Any, on: str, address: str) -> Iterator[None]:
     finally:
         ray.shutdown()
         worker.print_to_stdstream = printed
+        if not asked and "RAY_AUTH_MODE" in os.environ:  # the next cluster may want none
+            _set_mode(ray, None)
 
 
 def _enter(ray: Any, on: str, address: str) -> None:
@@ -75,11 +80,8 @@ def _enter(ray: Any, on: str, address: str) -> None:
     try:
         with _own_signals(), _hushed():
             place = _found(address)
-            if "RAY_AUTH_MODE" not in os.environ and (place == "local" or _has_token()):
-                os.environ["RAY_AUTH_MODE"] = "token"
-                ray._raylet.Config.initialize("")  # it may have read the environment already
             if place != "local":
-                _check_token(ray, on, place)
+                _show_token(ray, on, place)
             ray.init(address=place, logging_level="ERROR", log_to_driver=False, **started)
     except RecipeError:
         raise
@@ -92,8 +94,9 @@ def _enter(ray: Any, on: str, address: str) -> None:
 
 
 def words(error: BaseException) -> str:
-    """What Ray says, as one line."""
-    return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
+    """What Ray says, as one line, without the numbers that it gives to everything."""
+    text = NUMBERS.sub("", " ".join(str(error).split()))
+    return text[:200].rstrip(". ") or type(error).__name__
 
 
 def _found(address: str) -> str:
@@ -124,32 +127,51 @@ def check_answer(address: str) -> None:
     raise ConnectionError(f"what listens at {address} is not Ray's head")
 
 
-def _has_token() -> bool:
-    """Whether a token of Ray lies here. Ray shows it by itself where it starts a head or finds one on this
-    machine, and nowhere else; a cluster that asks for none takes no notice of it."""
-    told = (os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return any(told) or TOKEN.expanduser().exists()
-
-
-def _check_token(ray: Any, on: str, address: str) -> None:
-    """Show the token once: Ray itself would ask twenty times, and without one where it is told to, abort.
+def _show_token(ray: Any, on: str, address: str) -> None:
+    """Ask once, without a token and with the one that lies here, as nobody but the head says whether it wants
+    one: a driver that shows one to a cluster without gets no answers back. Ray itself would ask twenty times,
+    and abort where it is told to show one that is not there.
 
     Raises:
         RecipeError: the cluster wants another one.
     """
-    refusal = getattr(ray.exceptions, "AuthenticationError", None)
-    if refusal is None:  # a Ray of the time before tokens
+    if not hasattr(ray.exceptions, "AuthenticationError"):  # a Ray of the time before tokens
         return
-    shown = os.environ.get("RAY_AUTH_MODE") == "token"
-    with suppress(refusal):
-        if _has_token() or not shown:
-            ray._raylet.GcsClient(address=address)
+    here, asked = _has_token(), os.environ.get("RAY_AUTH_MODE")
+    if (asked != "token" or here) and _is_let_in(ray, address):
+        return
+    if asked is None and here:
+        _set_mode(ray, "token")
+        if _is_let_in(ray, address):
             return
+        _set_mode(ray, None)
+    shown = "this machine has another" if here and asked in (None, "token") else "none was shown"
     raise RecipeError(
-        f"--on {on}: the cluster at {address} asks for its token, and "
-        f"{'this machine has another' if shown and _has_token() else 'none was shown'}; copy {TOKEN} from "
-        "the machine of its head to here, and set RAY_AUTH_MODE=token or leave it unset"
+        f"--on {on}: the cluster at {address} asks for its token, and {shown}; copy {TOKEN} from the machine "
+        "of its head to here, and set RAY_AUTH_MODE=token or leave it unset"
     )
+
+
+def _is_let_in(ray: Any, address: str) -> bool:
+    try:
+        ray._raylet.GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        return False
+    return True
+
+
+def _set_mode(ray: Any, mode: str | None) -> None:
+    """Show a token from now on, or none; Ray may have read the environment already."""
+    os.environ.pop("RAY_AUTH_MODE", None)
+    if mode:
+        os.environ["RAY_AUTH_MODE"] = mode
+    ray._raylet.Config.initialize("")
+
+
+def _has_token() -> bool:
+    """Whether a token of Ray lies here."""
+    told = (os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return any(told) or TOKEN.expanduser().exists()
 
 
 @contextmanager

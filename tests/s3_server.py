@@ -1,7 +1,7 @@
 """A real S3 server in this process (moto's), with what networks do: refusals, silence, bodies cut short.
 
 Every request is counted. `fault(method, path)` may name what happens to one: "503", "403", "silence" (no
-answer in time), "cut" (half of the body), or None.
+answer in time), "cut" (half of the body), "unconditional" (If-None-Match is not heard), or None.
 """
 
 import hashlib
@@ -101,6 +101,8 @@ class S3Server:
             body = STATUS[what][1].encode()
             start(STATUS[what][0], [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [body]
+        if what == "unconditional":
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         body = b"".join(self._app(environ, start))
         self.sent += len(body) if method == "GET" else 0
         return _cut(body) if what == "cut" else [body]

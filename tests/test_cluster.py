@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from spaner import cluster, head
+from spaner.align.paper.reproduce import Setup, reproduce
 from spaner.align.train import compare as comparing
 from spaner.align.train.sweep import sweep
-from spaner.cluster import Cluster, check_seen, joined
+from spaner.cluster import Cluster, Slot, check_seen, joined
 from spaner.errors import Mismatch, RecipeError, RunError
+from spaner.extract import actors
 from spaner.extract.extract import extract
 from tests.extract.test_killed_extraction import bytes_of
 
@@ -193,6 +195,28 @@ def test_an_extraction_gives_the_bits_of_one_process(ray_cluster: Cluster, tmp_p
     rows = {table.name: table.rows for table in summary.tables}
     assert rows == {"image/test": 997, "text/vanilla": 10, "text/classname": 10}
     assert max(done for done, _, what in told if what == "image/test") == 997
+
+
+def test_a_table_whose_runs_are_no_sweep_runs_here_alone(tmp_path: Path) -> None:
+    setup = Setup("table1", "digits", tmp_path / "cache", tmp_path / "out", on=ON)
+    said = r"^reproduce table1 --on ray:local: its runs are trained here in turn; expected one of fig6, fig7,"
+    with pytest.raises(RecipeError, match=said):
+        reproduce(setup)
+
+
+def test_a_cluster_without_room_is_one_line_after_a_while(
+    ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "START_SECONDS", 1.0)
+    taken = ray_cluster.hold(Slot(2), Path, ".")
+    ray_cluster.done([ray_cluster.ask(taken, "exists")])
+    said = (
+        r"^--on ray:local: no actor of 2 processors and 0 GPUs could start for 1 s; finished chunks are kept;"
+    )
+    with pytest.raises(RunError, match=said):
+        extract(**DIGITS, cache=tmp_path / "cache", on=ON)
+    ray_cluster.end(taken)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cluster_and_named_devices_contradict_each_other(tmp_path: Path) -> None:

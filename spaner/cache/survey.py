@@ -1,10 +1,15 @@
-"""What lies in a folder of caches: which tables are finished, and what to type for those that are not."""
+"""What lies in a folder of caches: which tables are finished, and what to type for those that are not.
 
+Of an address too what it lets us do.
+"""
+
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spaner.cache import cache as caches
 from spaner.cache import hdf5_store
+from spaner.cache.address import Address
 from spaner.cache.opening import parts_of
 from spaner.errors import CacheError, SpanerError, Unsealed
 
@@ -26,6 +31,48 @@ class Found:
     unsealed: list[str] = field(default_factory=list)
     verified: bool | None = None
     problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What an address lets us do.
+
+    Attributes:
+        readable, writable: objects there can be listed; one could be put and deleted.
+        conditional: an object is put only if there is none, as claims need it; None where nobody could try.
+        problems: one line for each that is not so.
+    """
+
+    readable: bool = False
+    writable: bool = False
+    conditional: bool | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def reach(folder: Address) -> Reach:
+    """Try it: list, put a small object twice, delete it."""
+    problems, conditional = [], None
+    try:
+        folder.is_dir()
+    except CacheError as error:
+        return Reach(problems=[str(error)])
+    trial = folder / f".doctor.{secrets.token_hex(8)}"
+    try:
+        trial.create(b"written by spaner doctor")
+        try:
+            trial.create(b"written by spaner doctor, again")
+            conditional = False
+            problems.append(
+                f"{folder}: the store puts an object over one that is there although asked not to, so that "
+                "claims keep no two writers apart; see to it that each part runs once, or use a store that "
+                "honours If-None-Match"
+            )
+        except FileExistsError:
+            conditional = True
+        trial.unlink()
+    except CacheError as error:
+        return Reach(readable=True, conditional=conditional, problems=[*problems, str(error)])
+    return Reach(readable=True, writable=True, conditional=conditional, problems=problems)
 
 
 def survey(folder: Path, *, verify: bool = False) -> list[Found]:

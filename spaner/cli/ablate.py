@@ -29,7 +29,7 @@ def prompt(
     lengths: Annotated[
         str, typer.Option(help="Prompt lengths beside the reference's own.", metavar="a,b,…")
     ] = "1,2,4,8,16,32",
-    out: Annotated[Path | None, typer.Option(help="Folder.", show_default="ablations/<cache>")] = None,
+    out: Annotated[Path | None, console.out_option("Folder.", show_default="ablations/<cache>")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """What the shared prompt contributes: no prompt, other lengths, wrong prompts, no attention.

@@ -220,7 +220,9 @@ def merge(
 @app.command()
 def export(
     path: CachePath,
-    target: Annotated[Path, typer.Argument(help="Folder for the files.")],
+    target: Annotated[
+        Path, typer.Argument(parser=console.here, metavar="TARGET", help="Folder for the files.")
+    ],
 ) -> None:
     """Write every table as features.npy with its ids and labels, for search tools.
 

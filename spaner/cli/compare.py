@@ -66,7 +66,7 @@ def compare(
     logit_scale: Annotated[
         float | None, typer.Option(help="1 / temperature of every method.", show_default="the encoder's")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder.", show_default="compare/<cache>")] = None,
+    out: Annotated[Path | None, console.out_option("Folder.", show_default="compare/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
     on: On = None,
     text_model: TextModel = None,

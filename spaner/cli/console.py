@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from spaner.errors import RecipeError
+
 #: Where nobody watches, tables keep their full width instead of rich's 80 columns.
 PLAIN_WIDTH = None if sys.stdout.isatty() else 160
 
@@ -117,6 +119,24 @@ def place(text: str | Path) -> Path:
 def cache_option(text: str, **more: Any) -> Any:
     """An option that takes one cache, or several."""
     return typer.Option(help=text, parser=place, metavar="PATH", **more)
+
+
+def here(text: str | Path) -> Path:
+    """What was typed where anything but a cache is to be written: a path of this machine.
+
+    Raises:
+        RecipeError: it is an address; the folder "s3:" would come into being.
+    """
+    if "://" in str(found := place(text)):
+        raise RecipeError(
+            f"{found} is an address, where only caches lie; expected a folder of this machine; type another"
+        )
+    return found
+
+
+def out_option(text: str, *names: str, **more: Any) -> Any:
+    """An option that takes where results go."""
+    return typer.Option(*names, help=text, parser=here, metavar="PATH", **more)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from spaner.cli import console
 
 #: 160 images in two views are 320 pairs an epoch, so batches of 32 stand for the paper's 256 of 32,000.
@@ -18,7 +16,7 @@ COMPARED += ["anchored", "anchored-prior"]
 
 def demo(
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the cache, the runs and the sweep.")] = Path("demo"),
+    out: Annotated[Path, console.out_option("Folder for the cache, the runs and the sweep.")] = Path("demo"),
 ) -> None:
     """Extract, train, sweep, extend, compare, search: handwritten digits, offline, measured numbers.
 

@@ -36,7 +36,12 @@ LEAST_FREE = 10**9
 
 def doctor(
     *,
-    caches: Annotated[Path, typer.Option(help="Folder of caches.")] = Path("cache"),
+    caches: Annotated[
+        Path,
+        typer.Option(
+            parser=console.place, metavar="PATH", help="Folder of caches, or an address: s3://bucket/caches."
+        ),
+    ] = Path("cache"),
     verify: Annotated[bool, typer.Option(help="Check every byte of every cache; reads all of them.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
@@ -53,27 +58,22 @@ def doctor(
 
 def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
     """Everything on the page, as JSON types. `problems` pairs what is wrong with what mends it."""
-    from spaner.cache.lock import method_of
     from spaner.cache.survey import survey
     from spaner.extract.datasets.dataset import roots
 
     packages, broken = installed()
     data = [asdict(root) for root in roots()]
-    found = [asdict(each) | {"path": str(each.path)} for each in survey(caches, verify=verify)]
-    disk = shutil.disk_usage(nearest(caches)).free
-    locks, why = method_of(nearest(caches))
+    kept = place_of(caches)
+    readable = kept.pop("readable")
+    surveyed = survey(caches, verify=verify) if readable else []
+    found = [asdict(each) | {"path": str(each.path)} for each in surveyed]
     machine = compute() if "torch" not in broken else {}
     problems = [*broken.values(), *machine.pop("problems", [])]
     problems += [root["problem"] for root in data if root["problem"]]
     problems += [problem for cache in found for problem in cache["problems"]]
-    if not found:
+    problems += kept.pop("problems")
+    if readable and not found:
         problems.append(f"no cache in {caches}; type `spaner extract --dataset digits` for the embedded one")
-    if disk < LEAST_FREE:
-        problems.append(
-            f"{console.size(disk)} free at {caches}, "
-            f"an ImageNet cache with its runs wants {console.size(LEAST_FREE)}; "
-            "free some, or choose another disk with --cache PATH"
-        )
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -81,10 +81,33 @@ def examine(caches: Path, *, verify: bool = False) -> dict[str, Any]:
         "machine": machine,
         "data": data,
         "caches": found,
-        "free_bytes": disk,
-        "locks": {"method": locks, "why": why},
+        **kept,
         "problems": problems,
     }
+
+
+def place_of(caches: Path) -> dict[str, Any]:
+    """Where the caches are to lie: room, how writers are kept apart, and at an address what it lets us do."""
+    from spaner.cache.address import Address
+    from spaner.cache.lock import method_of
+    from spaner.cache.survey import reach
+
+    if isinstance(caches, Address):
+        tried = asdict(reach(caches))
+        told = {name: tried[name] for name in ("readable", "problems")}
+        locks = {"method": "claims", "why": f"{caches} is an address"}
+        return {"free_bytes": None, "locks": locks, "address": {"name": str(caches), **tried}, **told}
+    disk = shutil.disk_usage(nearest(caches)).free
+    locks, why = method_of(nearest(caches))
+    problems = []
+    if disk < LEAST_FREE:
+        problems.append(
+            f"{console.size(disk)} free at {caches}, "
+            f"an ImageNet cache with its runs wants {console.size(LEAST_FREE)}; "
+            "free some, or choose another disk with --cache PATH"
+        )
+    locked = {"method": locks, "why": why}
+    return {"free_bytes": disk, "locks": locked, "address": None, "readable": True, "problems": problems}
 
 
 def nearest(path: Path) -> Path:
@@ -161,7 +184,13 @@ def show(page: dict[str, Any]) -> None:
         if not versions[name]:
             console.say(f'without {name}: only needed for the extra, `pip install "spaner[{extra}]"`')
     show_machine(page["machine"])
-    console.say(f"free disk: {console.size(page['free_bytes'])}")
+    if page["address"]:
+        words = {True: "yes", False: "NO", None: "not tried"}
+        kinds = ("readable", "writable", "conditional")
+        told = ", ".join(f"{name} {words[page['address'][name]]}" for name in kinds)
+        console.say(f"{page['address']['name']}: {told} (put only where there is none, for claims)")
+    else:
+        console.say(f"free disk: {console.size(page['free_bytes'])}")
     how = {"flock": "locks", "claims": "claim files, taken over after a minute without a beat"}
     kept = how[page["locks"]["method"]]
     console.say(f"writers of a cache here are kept apart by {kept}: {page['locks']['why']}\n")

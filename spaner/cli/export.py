@@ -15,7 +15,7 @@ def export(
     *,
     onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the one format there is.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the graphs.", show_default="onnx/RUN")
+        Path | None, console.out_option("Folder for the graphs.", "--out", "-o", show_default="onnx/RUN")
     ] = None,
     modality: Annotated[
         list[str] | None, typer.Option(help="Only this modality; may be repeated.", show_default="all")

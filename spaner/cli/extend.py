@@ -18,7 +18,9 @@ def extend(
         Path,
         console.cache_option("Cache with the new modality and images of the same classes."),
     ],
-    out: Annotated[Path | None, typer.Option(help="New run folder.", show_default="<run>+<modality>")] = None,
+    out: Annotated[
+        Path | None, console.out_option("New run folder.", show_default="<run>+<modality>")
+    ] = None,
     replace: Annotated[bool, typer.Option(help="Train a modality anew that the run has already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     **options: Any,

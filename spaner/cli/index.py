@@ -25,7 +25,7 @@ def index(
     ] = None,
     text_file: Annotated[Path | None, typer.Option(help="A file of texts to index, one a line.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Index folder.", show_default="index/NAME")
+        Path | None, console.out_option("Index folder.", "--out", "-o", show_default="index/NAME")
     ] = None,
     approximate: Annotated[
         bool, typer.Option(help="Also build an approximate index (extra spaner[search]); prints its recall.")

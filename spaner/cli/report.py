@@ -29,7 +29,7 @@ def report(
     split: Annotated[
         str | None, typer.Option(help="Table to score.", show_default="the one the run was tested on")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, console.out_option("The page to write.", "--out", "-o")] = Path("report.html"),
     figures: Annotated[bool, typer.Option(help="Also write every figure as PNG and SVG.")] = True,
     text_model: TextModel = None,
     text_weights: TextWeights = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from spaner.cli import console
-from spaner.cli.options import parse
+from spaner.cli.options import On, parse
 from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 SOUND = {"table3", "table5", "table6", "fig5"}
@@ -24,7 +24,7 @@ def reproduce(
         console.cache_option("Its cache.", show_default="cache/imagenet16, else cache/DATASET"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder.", show_default="reproduced/ARTIFACT-DATASET")
+        Path | None, console.out_option("Folder.", show_default="reproduced/ARTIFACT-DATASET")
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="int,…", help="Seeds of training to average over.")] = "1,2,3",
     shift: Annotated[
@@ -40,6 +40,7 @@ def reproduce(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cells of a sweep at once.", show_default="one per core")
     ] = None,
+    on: On = None,
     methods: Annotated[
         str | None,
         typer.Option(help="Further rows of table1, 2 and 4, with commas: coop,cocoop,maple,mma …"),
@@ -71,6 +72,7 @@ def reproduce(
         run=run,
         epochs=epochs,
         workers=workers,
+        on=on,
         methods=tuple(name.strip() for name in (methods or "").split(",") if name.strip()),
         towers=Towers(text_model, text_weights, pixels, data_root),
     )

@@ -29,7 +29,7 @@ def scale(
     seeds: Annotated[
         str, typer.Option(help="Seeds of draw and training, which move together.", metavar="a,b,…")
     ] = "1",
-    out: Annotated[Path | None, typer.Option(help="Folder.", show_default="scales/<cache>")] = None,
+    out: Annotated[Path | None, console.out_option("Folder.", show_default="scales/<cache>")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train two modalities, three, … up to eight, together and one by one: time, memory, accuracy, pairs.

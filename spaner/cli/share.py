@@ -38,7 +38,7 @@ def pull(
     name: Annotated[str, typer.Argument(help="ORG/NAME, or ORG/NAME@REVISION.", metavar="ORG/NAME")],
     *,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder to make.", show_default="runs/NAME")
+        Path | None, console.out_option("Run folder to make.", "--out", "-o", show_default="runs/NAME")
     ] = None,
 ) -> None:
     """Fetch a run from the hub and check its hashes; nothing in it is executed.

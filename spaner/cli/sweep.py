@@ -19,7 +19,7 @@ def sweep(
     *,
     cache: Annotated[Path, console.cache_option("The cache to train from.")] = Path("cache/imagenet16"),
     recipe: Recipe = "paper",
-    out: Annotated[Path | None, typer.Option(help="Sweep folder.", show_default="sweeps/<cache>")] = None,
+    out: Annotated[Path | None, console.out_option("Sweep folder.", show_default="sweeps/<cache>")] = None,
     workers: Annotated[int | None, typer.Option(help="Cells at once.", show_default="one per core")] = None,
     text_model: TextModel = None,
     text_weights: TextWeights = None,

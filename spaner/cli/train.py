@@ -24,7 +24,7 @@ def train(
     cache: Annotated[Path, console.cache_option("The cache to train from.")] = Path("cache/imagenet16"),
     recipe: Recipe = "paper",
     out: Annotated[
-        Path | None, typer.Option(help="Run folder.", show_default="runs/<cache>-<recipe>-<hash>")
+        Path | None, console.out_option("Run folder.", show_default="runs/<cache>-<recipe>-<hash>")
     ] = None,
     text_model: TextModel = None,
     text_weights: TextWeights = None,

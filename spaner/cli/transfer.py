@@ -27,7 +27,7 @@ def transfer(
             help="Also train each run's settings on the first half of its classes and ask about the second."
         ),
     ] = True,
-    out: Annotated[Path, typer.Option(help="Folder for transfer.json.")] = Path("transfer"),
+    out: Annotated[Path, console.out_option("Folder for transfer.json.")] = Path("transfer"),
     text_model: TextModel = None,
     text_weights: TextWeights = None,
     pixels: Pixels = None,

@@ -111,13 +111,15 @@ class Crew:
 
     def __init__(self, cluster: Cluster, config: ExtractConfig, slot: Slot, count: int) -> None:
         self.cluster, self.slot = cluster, slot
+        self.typed = config
         workers = config.workers or max(1, slot.cpus // 2)
         self.config = dataclasses.replace(config, on=None, processes=None, workers=workers)
         self.actors: list[Any] = []
         self.free: list[Any] = []
         self.asked: dict[Any, tuple[Any, int | None]] = {}  # answer to come -> actor, its part
         self.todo: deque[int] = deque()
-        self.lives = Lives()
+        self.lives, self.count = Lives(), 0  # parts
+        self.dying: float | None = None  # since when whoever comes up dies again
         self.heard = time.monotonic()
         for _ in range(count):
             self._engage()
@@ -136,6 +138,7 @@ class Crew:
             try:
                 config, found = self.cluster.value(self.cluster.ask(actor, "plan", count))
             except Lost as lost:
+                self.lives.died(-1, "the actor that plans", str(lost))
                 self._died(actor, None, lost)
                 continue
             self.free.append(actor)
@@ -144,6 +147,7 @@ class Crew:
 
     def fill(self, found: SharedPlan, shares: Iterable[int], tally: Tally) -> None:
         """Until these parts are filled, or all tables sealed."""
+        self.typed, self.count = dataclasses.replace(self.typed, cache=found.path), found.parts
         self.todo.extend(shares)
         while self.todo or self._at_work():
             while self.todo and self.free:
@@ -183,6 +187,7 @@ class Crew:
                 self._died(actor, part, lost)
                 continue
             self.free.append(actor)
+            self.dying = None
             if part is not None:
                 ended.append((part, told))
         self._check_room()
@@ -191,11 +196,25 @@ class Crew:
     def _died(self, actor: Any, part: int | None, lost: Lost) -> None:
         """Its part goes to the next that is free; another actor comes up where there is room."""
         self.actors.remove(actor)
-        who = "an actor" if part is None else f"the actor of part {part + 1}"
-        self.lives.died(-1 if part is None else part, who, str(lost))
-        if part is not None:
+        if part is None:
+            self._check_nodes(lost)
+        else:
+            alone = parts.line(self.typed, part, self.count)
+            self.lives.died(part, f"the actor of part {part + 1} of {self.count}", str(lost), alone)
             self.todo.appendleft(part)
         self._engage()
+
+    def _check_nodes(self, lost: Lost) -> None:
+        """Ray goes on placing actors on a node that has died until it has missed it for a while."""
+        now = time.monotonic()
+        self.dying = now if self.dying is None else self.dying
+        if now - self.dying > PATIENCE:
+            raise RunError(
+                f"--on {self.cluster.on}: actors have been dying for {PATIENCE:.0f} s before they were given "
+                f"anything ({lost}); finished chunks are kept; look at `ray status`, then run this "
+                "command again"
+            )
+        time.sleep(LOOK_SECONDS)
 
     def _check_room(self) -> None:
         if self.free or self._at_work():
@@ -203,7 +222,7 @@ class Crew:
         elif time.monotonic() - self.heard > START_SECONDS:
             raise RunError(
                 f"--on {self.cluster.on}: no actor of {self.slot.cpus} processors and {self.slot.gpus} GPUs "
-                f"could start for {START_SECONDS / 60:.0f} minutes; finished chunks are kept; free some "
+                f"could start for {START_SECONDS:.0f} s; finished chunks are kept; free some "
                 "nodes, and run the same command again"
             )
 

@@ -88,17 +88,18 @@ class Lives:
             self.furthest[part, what] = done
             self.failed[part] = 0
 
-    def died(self, part: int, who: str, how: str) -> None:
-        """Another death.
+    def died(self, part: int, who: str, how: str, alone: str = "") -> None:
+        """Another death; `alone` is the line that runs the part by itself.
 
         Raises:
             RunError: it was one too many.
         """
         self.failed[part] += 1
         if self.failed[part] >= TRIES:
+            look = f", or `{alone}` to look at this part alone" if alone else ""
             raise RunError(
                 f"{who} died {TRIES} times in a row ({how}); finished chunks are kept; run the same command "
-                "again, with fewer --processes if memory ran out"
+                f"again, with fewer --processes if memory ran out{look}"
             )
 
 

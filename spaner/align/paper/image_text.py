@@ -295,7 +295,8 @@ def _swept(
         SpanerError: no cell finished; the first reason.
     """
     folder = setup.out / "sweep"
-    cells = sweep(cache, grid, setup.settings(), folder, workers=setup.workers, progress=progress)
+    where = {"workers": setup.workers, "on": setup.on}
+    cells = sweep(cache, grid, setup.settings(), folder, **where, progress=progress)
     finished = [cell for cell in cells if cell["status"] == "ok"]
     if not finished:
         raise SpanerError(f"{setup.artifact}: all {len(cells)} cells failed, first: {cells[0]['reason']}")

@@ -44,6 +44,8 @@ ARTIFACTS = {
     "fig7": "spaner.align.paper.image_text:templates_and_widths",
     "fig8": "spaner.align.paper.image_text:confusion",
 }
+SWEPT = ("fig6", "fig7")
+"""Those whose runs are the cells of a sweep."""
 RECIPES = ("paper", "anchored")
 
 #: Settings besides the recipe's. 539 scans in two views are 1,078 pairs: batches of 64 stand for the paper's
@@ -65,7 +67,7 @@ class Setup:
         shift: caches of shifted test sets (table4).
         run: a trained run that audio joins, instead of one trained on the cache's own images.
         epochs: instead of the recipe's, for a quick look: marked not comparable.
-        workers: processes of a sweep.
+        workers: processes of a sweep. on: the Ray cluster that a sweep runs on, see `train.sweep`.
         methods: further rows of Tables 1, 2 and 4, beside SPANER's recipes.
         towers: for methods that learn inside an encoder's towers, see `train.cells` and `Run`.
     """
@@ -79,6 +81,7 @@ class Setup:
     run: Path | None = None
     epochs: int | None = None
     workers: int | None = None
+    on: str | None = None
     methods: tuple[str, ...] = ()
     towers: Any = None
 
@@ -126,6 +129,11 @@ def reproduce(setup: Setup, progress: Progress | None = None) -> Reproduction:
         raise RecipeError(
             f"reproduce {setup.artifact}: there is none; expected one of {', '.join(ARTIFACTS)}; "
             "type for example `spaner reproduce table1 --dataset digits`"
+        )
+    if setup.on and setup.artifact not in SWEPT:
+        raise RecipeError(
+            f"reproduce {setup.artifact} --on {setup.on}: its runs are trained here in turn; expected "
+            f"one of {', '.join(SWEPT)}, whose cells run on a cluster; leave --on out"
         )
     if not setup.seeds:
         raise RecipeError("reproduce: the list of seeds is empty; expected at least one; type --seeds 1,2,3")

@@ -26,6 +26,7 @@ from spaner.align.score.intervals import Number, bootstrap, paired_difference
 from spaner.align.score.space import coherence_of, joint_of
 from spaner.align.train import run as checkpoint
 from spaner.align.train.run import Run
+from spaner.cache import address
 from spaner.errors import CacheError, DatasetError, Mismatch, RunError, SpanerError
 
 KINDS = {"text": "Text retrieval", "semantic": "Semantic retrieval"}
@@ -131,7 +132,9 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 
 
 def shown(path: Path) -> str:
-    """A path as a reader types it from here; of places elsewhere only the name."""
+    """A path as a reader types it from here, an address too; of folders elsewhere only the name."""
+    if isinstance(found := address.place(path), address.Address):
+        return str(found)
     here = Path.cwd().resolve()
     return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else path.name
 

@@ -9,6 +9,7 @@ here.
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,17 @@ from spaner.align.score.intervals import Number
 from spaner.align.score.negation import share_of
 from spaner.align.train.cells import Cell, Towers
 from spaner.align.train.config import RECIPES, TrainConfig
-from spaner.align.train.sweep import further, identity_of, result_file, results_of, scores, summary
+from spaner.align.train.sweep import (
+    further,
+    identity_of,
+    missing_of,
+    result_file,
+    results_of,
+    scores,
+    summary,
+)
 from spaner.cache import files
+from spaner.cluster import joined
 from spaner.errors import RecipeError
 from spaner.progress import Progress
 
@@ -98,10 +108,12 @@ def compare(
         for cache, folder in zip(opened, folders, strict=True)
     ]
     found = []
-    for cache, folder, cells in zip(opened, folders, plans, strict=True):
-        results = results_of(cache, cells, workers, 1, on, progress=progress, towers=towers)
-        found.append(Comparison(cache.dataset, folder, results, rows_of(results)))
-        write(found[-1])
+    # a cluster is joined once, whatever the number of caches
+    with joined(on) if on and any(map(missing_of, plans)) else nullcontext():
+        for cache, folder, cells in zip(opened, folders, plans, strict=True):
+            results = results_of(cache, cells, workers, 1, on, progress=progress, towers=towers)
+            found.append(Comparison(cache.dataset, folder, results, rows_of(results)))
+            write(found[-1])
     return found
 
 

@@ -114,7 +114,7 @@ def results_of(
     """The result of every cell, in order; only those that no former call finished are run."""
     with files.writing(cells[0].file.parent, RunError, "--out"):
         cells[0].file.parent.mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in cells if not _finished(cell.file)]
+    missing = missing_of(cells)
     done = len(cells) - len(missing)
     if progress:
         progress(done, len(cells), "cells")
@@ -213,6 +213,11 @@ def _first_name(config: TrainConfig) -> dict[str, Any] | None:
 
 def _named(decided: Any) -> str:
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16] + ".json"
+
+
+def missing_of(cells: Sequence[Cell]) -> list[Cell]:
+    """Those that no former call finished."""
+    return [cell for cell in cells if not _finished(cell.file)]
 
 
 def _finished(file: Path) -> bool:
