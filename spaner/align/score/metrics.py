@@ -1,15 +1,8 @@
-"""Class retrieval: every test row looks for its class among C class vectors.
+"""What test rows found among classes, a few numbers per row (`Match`), and the numbers that follow from it.
 
-Arrays in, numbers out. `match` scores rows against classes in blocks, so memory does not grow with N, and
-keeps a few numbers per row (`Match`); everything else here is arithmetic on a `Match`. Ranking between two
-sets of rows is in `retrieval`, the shape of the space in `geometry`, confidence in `intervals`, who is taken
-for whom in `confusion`.
-
-Ties. Two scores closer than `TIE` are equal: float32 products of the same two vectors differ by that much
-from one matrix shape to the next. A row whose best score is shared by t classes gets credit 1/t when its own
-class is among them: the accuracy expected when ties are broken by lot. A space in which everything coincides
-therefore scores exactly chance, whatever the labels are, and a class name that occurs twice costs half of its
-rows.
+Arrays in, numbers out; how a match is found is in `matching`. Ranking between two sets of rows is in
+`retrieval`, the shape of the space in `geometry`, confidence in `intervals`, who is taken for whom in
+`confusion`.
 
 It does not load caches, embed or print.
 """
