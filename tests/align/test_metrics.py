@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +51,15 @@ def naive_summary(
         "negative_cosine": sum(negative) / len(rows),
         "centred_cosine": float(products / spread) if spread > 1e-6 else 0.0,
     }
+
+
+def test_read_only_rows_and_rows_with_a_gradient_are_scored_like_any():
+    rows = np.eye(3, 4, dtype=np.float32)
+    rows.flags.writeable = False
+    learned = torch.eye(3, 4, requires_grad=True)
+    for x in (rows, learned):
+        assert matching.match(x, x, np.arange(3)).credit.tolist() == [1, 1, 1]
+    assert matching.match_scores(learned[:, :3], np.arange(3)).credit.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("block", [1, 17, 1 << 20])

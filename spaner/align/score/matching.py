@@ -31,6 +31,7 @@ LEAST = -80.0
 is too small for a normal number."""
 
 
+@torch.no_grad()
 def match(
     rows: Float[Array, "N E"],
     classes: Float[Array, "C E"],
@@ -79,6 +80,7 @@ def match(
     )
 
 
+@torch.no_grad()
 def match_scores(
     scores: Float[Array, "N C"],
     labels: Int[np.ndarray, " N"],
@@ -209,7 +211,9 @@ def _certainty(scores: Float[Tensor, "B C"], labels: Int[Tensor, " B"], scale: f
 
 
 def _tensor(x: Array) -> Tensor:
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+    if isinstance(x, Tensor):
+        return x
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))  # caches hand out read-only maps
 
 
 def _on(x: np.ndarray, device: torch.device) -> Tensor:
