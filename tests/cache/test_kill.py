@@ -35,12 +35,12 @@ def test_killed_at_random_moments(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(("name", "least"), [("cache", 3), ("cache.h5", 4)])
 def test_a_killed_copy_continues_and_never_looks_finished(tmp_path: Path, name: str, least: int):
-    assert killed(tmp_path / "work", name, "every", "131", "copy") >= least
+    assert killed(tmp_path / "work", name, "every", "211", "copy") >= least
 
 
 @pytest.mark.parametrize("name", ["cache", "cache.h5"])
 def test_a_killed_merge_continues_and_never_looks_finished(tmp_path: Path, name: str):
-    assert killed(tmp_path / "work", name, "every", "211", "merge") >= 2
+    assert killed(tmp_path / "work", name, "every", "401", "merge") >= 2
 
 
 @pytest.mark.slow

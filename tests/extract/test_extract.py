@@ -23,12 +23,22 @@ from spaner.extract.datasets.images import FORMATS
 from spaner.extract.extract import extract as extract_
 from tests.extract.conftest import CLASSES, fill_folder, picture
 
+SMALL: dict[str, Any] = {"pretrained": "random", "chunk_rows": 4, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run makes. Read only."""
+    path = tmp_path_factory.mktemp("whole") / "cache"
+    extract_(dataset=f"folder:{class_folders}", model=str(tiny_model), cache=path, **SMALL)
+    return path
+
 
 @pytest.fixture
 def extract(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`extract` with the tiny model and small chunks, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    small = {"model": str(tiny_model), "pretrained": "random", "chunk_rows": 4, "batch_size": 3}
+    small: dict[str, Any] = SMALL | {"model": str(tiny_model)}
 
     def call(dataset: str | Path, **settings: Any) -> Summary:
         spec = f"folder:{dataset}" if isinstance(dataset, Path) else dataset
@@ -110,8 +120,9 @@ def test_the_same_command_again_computes_nothing(
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])
-def test_a_stopped_run_continues_bit_identical(extract: Any, class_folders: Path, stop: int) -> None:
-    extract(class_folders, cache=Path("whole"))
+def test_a_stopped_run_continues_bit_identical(
+    extract: Any, class_folders: Path, whole: Path, stop: int
+) -> None:
     calls = 0
 
     def interrupt(done: int, total: int, what: str) -> None:
@@ -123,7 +134,7 @@ def test_a_stopped_run_continues_bit_identical(extract: Any, class_folders: Path
     with pytest.raises(KeyboardInterrupt):
         extract(class_folders, cache=Path("parts"), progress=interrupt)
     extract(class_folders, cache=Path("parts"))
-    assert bytes_of(Path("parts")) == bytes_of(Path("whole"))
+    assert bytes_of(Path("parts")) == bytes_of(whole)
 
 
 def test_other_settings_are_refused_by_name_and_overwrite_replaces(extract: Any, class_folders: Path) -> None:
@@ -135,10 +146,9 @@ def test_other_settings_are_refused_by_name_and_overwrite_replaces(extract: Any,
         assert cache.table("image/test").manifest.seed == 1
 
 
-def test_hdf5_holds_the_same_rows(extract: Any, class_folders: Path) -> None:
-    extract(class_folders)
+def test_hdf5_holds_the_same_rows(extract: Any, class_folders: Path, whole: Path) -> None:
     extract(class_folders, cache="photos.h5")
-    with spaner.cache.open("photos.h5") as left, spaner.cache.open("cache/photos") as right:
+    with spaner.cache.open("photos.h5") as left, spaner.cache.open(whole) as right:
         assert left.tables() == right.tables()
         for name in left.tables():
             assert np.array_equal(left.table(name).read(), right.table(name).read())

@@ -1,8 +1,15 @@
-"""What test rows found among classes, a few numbers per row (`Match`), and the numbers that follow from it.
+"""Class retrieval: every test row looks for its class among C class vectors.
 
-Arrays in, numbers out; how a match is found is in `matching`. Ranking between two sets of rows is in
-`retrieval`, the shape of the space in `geometry`, confidence in `intervals`, who is taken for whom in
-`confusion`.
+Arrays in, numbers out. `match` scores rows against classes in blocks, so memory does not grow with N, and
+keeps a few numbers per row (`Match`); everything else here is arithmetic on a `Match`. Ranking between two
+sets of rows is in `retrieval`, the shape of the space in `geometry`, confidence in `intervals`, who is taken
+for whom in `confusion`.
+
+Ties. Two scores closer than `TIE` are equal: float32 products of the same two vectors differ by that much
+from one matrix shape to the next. A row whose best score is shared by t classes gets credit 1/t when its own
+class is among them: the accuracy expected when ties are broken by lot. A space in which everything coincides
+therefore scores exactly chance, whatever the labels are, and a class name that occurs twice costs half of its
+rows.
 
 It does not load caches, embed or print.
 """
@@ -79,6 +86,173 @@ class Match:
             for name in ("row_sum", "target_sum")
         }
         return Match(**joined, **sums)
+
+
+def match(
+    rows: Float[np.ndarray, "N E"],
+    classes: Float[np.ndarray, "C E"],
+    labels: Int[np.ndarray, " N"],
+    names: Sequence[str] | None = None,
+    added: Float[np.ndarray, "N C"] | None = None,
+    scale: float | None = None,
+    temperature: float | None = None,
+) -> Match:
+    """Score every row against every class by cosine.
+
+    Args:
+        rows: embeddings, any length (made unit-length here).
+        classes: one vector per class, row c for class c.
+        labels: the class of each row.
+        names: class names; classes of equal name are no negatives of each other. Default: all different.
+        added: what decides together with the cosines, in their units. It moves accuracy and confidence alone.
+        scale: how many units of a logit one unit of cosine is; None: no confidence.
+        temperature: what logits are divided by for the fitted confidence; None: there is none.
+
+    Raises:
+        DatasetError: NaN or infinity, labels outside 0 … C-1, no rows, or fewer than two different classes.
+    """
+    namesakes = _Namesakes.of(name_groups(names, len(classes)))
+    check_labels(labels, len(classes))
+    queries, targets = unit(rows, "rows"), unit(classes, "class vectors")
+    slices = blocks(len(rows), len(classes))
+    more = (lambda block: None) if added is None else (lambda block: added[block])
+    scales = _Scales(scale, temperature)
+    return Match.join(
+        [_match_block(queries[b], targets, labels[b], namesakes, more(b), scales) for b in slices]
+    )
+
+
+def match_scores(
+    scores: Float[np.ndarray, "N C"],
+    labels: Int[np.ndarray, " N"],
+    names: Sequence[str] | None = None,
+    scale: float | None = None,
+    temperature: float | None = None,
+    *,
+    cosines: bool = False,
+) -> Match:
+    """What rows found by scores that somebody else gave: accuracy and confidence, and cosines if they are.
+
+    Args:
+        scores: in units of a cosine, so that `TIE` means the same.
+        scale: how many units of a logit one unit of the scores is; None: no confidence.
+        temperature: as in `match`.
+        cosines: whether the scores are cosines. Nobody knows the vectors behind them, so that there is no
+            centred cosine.
+
+    Raises:
+        DatasetError: as `match`.
+    """
+    namesakes = _Namesakes.of(name_groups(names, scores.shape[1]))
+    check_labels(labels, scores.shape[1])
+    if not np.isfinite(scores).all():
+        raise DatasetError(
+            f"scores hold NaN or infinity: {(~np.isfinite(scores)).sum():,} of {scores.size:,}; "
+            "expected finite numbers; train again with a smaller lr"
+        )
+    more = _cosines(scores, labels, namesakes) if cosines else {}
+    sure = _Scales(scale, temperature).certainty(scores, labels)
+    return Match(labels, *_decide(scores, labels, namesakes), **sure, **more)
+
+
+@dataclass(frozen=True)
+class _Namesakes:
+    """For each class the classes of its name, itself included, padded to the same number with itself."""
+
+    columns: Int[np.ndarray, "C M"]
+    real: np.ndarray  # (C, M) bool: False where padded
+
+    @staticmethod
+    def of(groups: np.ndarray) -> _Namesakes:
+        alike = [np.flatnonzero(groups == group) for group in groups]
+        most = max(len(classes) for classes in alike)
+        columns = [
+            np.pad(classes, (0, most - len(classes)), constant_values=own)
+            for own, classes in enumerate(alike)
+        ]
+        return _Namesakes(np.stack(columns), np.stack([np.arange(most) < len(classes) for classes in alike]))
+
+
+def _decide(
+    scores: np.ndarray, labels: np.ndarray, namesakes: _Namesakes
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`predicted`, `credit` and `credit_by_name` of a `Match`."""
+    best = scores.max(axis=1, keepdims=True)
+    tied = scores >= best - TIE * np.maximum(1, np.abs(best))
+    ties = np.count_nonzero(tied, axis=1)
+    columns, real = namesakes.columns[labels], namesakes.real[labels]
+    by_name = np.where(real, np.take_along_axis(tied, columns, 1), 0).sum(axis=1) / ties
+    return tied.argmax(axis=1), tied[np.arange(len(labels)), labels] / ties, by_name
+
+
+def _cosines(scores: np.ndarray, labels: np.ndarray, namesakes: _Namesakes) -> dict[str, np.ndarray]:
+    """`positive`, `hardest` and `negative` of a `Match`."""
+    columns, real = namesakes.columns[labels], namesakes.real[labels]
+    own = np.where(real, np.take_along_axis(scores, columns, 1), 0).sum(axis=1)
+    others = scores.copy()
+    np.put_along_axis(others, columns, -np.inf, 1)
+    return {
+        "positive": scores[np.arange(len(labels)), labels],
+        "hardest": others.max(axis=1),
+        "negative": (scores.sum(axis=1) - own) / (scores.shape[1] - real.sum(axis=1)),
+    }
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """How scores become logits, and what these are divided by where that was fitted."""
+
+    scale: float | None
+    temperature: float | None = None
+
+    def certainty(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The fields of a `Match` that `CERTAINTY` names, as far as they are known."""
+        if self.scale is None:
+            return {}
+        found = _certainty(scores, labels, self.scale)
+        if self.temperature is not None:
+            found += _certainty(scores, labels, self.scale / self.temperature)
+        return dict(zip(CERTAINTY, found, strict=False))
+
+
+def _certainty(scores: np.ndarray, labels: np.ndarray, scale: float) -> tuple[np.ndarray, ...]:
+    """Confidence and surprise, from one pass of exponentials over the block."""
+    best, own = scores.max(axis=1), scores[np.arange(len(labels)), labels]
+    with np.errstate(over="ignore"):  # a class that no head knows has the least number as its score
+        powers = (scores - best[:, None]) * np.float32(scale)
+    total = np.exp(powers, out=powers).sum(axis=1, dtype=np.float64)
+    return 1 / total, np.log(total) + scale * (best.astype(np.float64) - own)
+
+
+def _match_block(
+    rows: np.ndarray,
+    classes: np.ndarray,
+    labels: np.ndarray,
+    namesakes: _Namesakes,
+    added: np.ndarray | None,
+    scales: _Scales,
+) -> Match:
+    scores = rows @ classes.T  # (B, C)
+    decided = scores if added is None else scores + added
+    predicted, credit, by_name = _decide(decided, labels, namesakes)
+    sure = scales.certainty(decided, labels)
+    own = np.arange(len(rows)), labels
+    positive = scores[own]
+    columns, real = namesakes.columns[labels], namesakes.real[labels]  # (B, most namesakes)
+    total = rows @ classes.sum(axis=0) - np.where(real, np.take_along_axis(scores, columns, 1), 0).sum(axis=1)
+    np.put_along_axis(scores, columns, -np.inf, 1)
+    return Match(
+        labels=labels,
+        predicted=predicted,
+        credit=credit,
+        credit_by_name=by_name,
+        positive=positive,
+        hardest=scores.max(axis=1),
+        negative=total / (len(classes) - real.sum(axis=1)),
+        row_sum=rows.sum(axis=0, dtype=np.float64),
+        target_sum=np.bincount(labels, minlength=len(classes)) @ classes.astype(np.float64),
+        **sure,
+    )
 
 
 def summary(found: Match) -> dict[str, Any]:
