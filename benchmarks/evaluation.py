@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from spaner.align.score import calibration, geometry, intervals, metrics, retrieval
+from spaner.align.score import calibration, geometry, intervals, matching, metrics, retrieval
 
 
 def vectors(rows: int, classes: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -38,13 +38,13 @@ def vectors(rows: int, classes: int, dim: int) -> tuple[np.ndarray, np.ndarray, 
 def in_blocks(
     x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]
 ) -> dict[str, float | None]:
-    return metrics.summary(metrics.match(x, classes, labels, names))
+    return metrics.summary(matching.match(x, classes, labels, names))
 
 
 def with_confidence(
     x: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: list[str]
 ) -> dict[str, float | None]:
-    found = metrics.match(x, classes, labels, names, scale=100.0)
+    found = matching.match(x, classes, labels, names, scale=100.0)
     return metrics.summary(found) | calibration.of_match(found)
 
 

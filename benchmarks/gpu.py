@@ -7,6 +7,7 @@
   recorded as a CUDA graph, compiled, each in float32 and bfloat16.
 - A sweep over prompt lengths 1, 2, 4, 8 on the synthetic cache, evaluation of 50,000 rows x 1,000 classes
   included, cell by cell; and four seeds cell by cell and as one program.
+- Evaluation of 50,000 rows x 1,000 classes, of a space and of a head, on the card and on the CPU.
 - Extraction: ViT-B/16 with random weights from made-up JPEGs to a sealed table, beside the bare encoder.
 - A step of learning a prompt through ViT-B/16's text tower for 1,000 names, forward and backward.
 
@@ -27,6 +28,9 @@ from synthetic import make
 
 from spaner.align.methods import step as steps
 from spaner.align.methods.spaner import Spaner
+from spaner.align.score.evaluate import evaluate
+from spaner.align.train.config import TrainConfig
+from spaner.align.train.fit import fit
 from spaner.align.train.sweep import sweep
 from spaner.device import device_of, keep_freed_memory, precision_of
 from spaner.extract.encoders import encoder as encoders
@@ -93,6 +97,15 @@ def swept(meter: Meter, cache: Path, grid: dict, stack: int, *, tiny: bool) -> s
     return f"failed: {failed[0]}" if failed else f"{took:.1f} s, {took / len(cells):.2f} s a cell"
 
 
+def scored(meter: Meter, cache: Path, method: str, device: str, *, tiny: bool) -> str:
+    """Seconds from the sealed test table to all numbers, the frozen encoder's not among them."""
+    short = {"epochs": 1, "heads": 4 if tiny else 8} if method == "spaner" else {}
+    run = fit(cache, TrainConfig(method=method, device=str(meter.device), **short))
+    frozen = {"text": None}  # known already, as in a sweep
+    evaluate(run, cache, frozen=frozen, device=device)
+    return f"{meter.seconds(lambda: evaluate(run, cache, frozen=frozen, device=device), 3):.2f} s"
+
+
 def extracted(meter: Meter, place: Path, *, tiny: bool) -> str:
     """Pictures a second from files to a sealed table, and of the bare encoder on pictures decoded before."""
     model = place / "tiny.json"
@@ -146,6 +159,10 @@ def main() -> None:
         meter.line("sweep", "P = 1, 2, 4, 8, one by one", lambda: swept(meter, cache, lengths, 1, tiny=tiny))
         meter.line("sweep", "four seeds, one by one", lambda: swept(meter, cache, seeds, 1, tiny=tiny))
         meter.line("stacked sweep", "four seeds as one", lambda: swept(meter, cache, seeds, 4, tiny=tiny))
+        for method, name in (("spaner", "a space"), ("tip_adapter", "a head")):
+            for place_of in dict.fromkeys((str(device), "cpu")):
+                how = f"{name}, on {place_of}"
+                meter.line("evaluation", how, lambda: scored(meter, cache, method, place_of, tiny=tiny))  # noqa: B023
         meter.line("extraction", "two views a row", lambda: extracted(meter, Path(place), tiny=tiny))
     meter.line("prompt tower", "a step", lambda: prompted(meter, tiny=tiny))
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from spaner.align.methods.spaner import Spaner
-from spaner.align.score import metrics
+from spaner.align.score import matching
 from spaner.device import fast_products, keep_freed_memory
 
 BATCH = 256
@@ -49,7 +49,7 @@ def scoring(rows: int, classes: int) -> Callable[[], object]:
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal((n, 512), dtype=np.float32) for n in (rows, classes))
     labels = rng.integers(0, classes, rows)
-    return lambda: metrics.match(x, y, labels)
+    return lambda: matching.match(x, y, labels)
 
 
 def line(name: str, sizes: Sequence[int], work: Callable[[int], Callable[[], object]]) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from spaner.errors import RecipeError
 
+CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 #: Batches of fewer numbers than this train on one thread and in float32 on a CPU: waking a second thread,
@@ -57,6 +58,17 @@ def device_of(name: str = "auto") -> torch.device:
             "type `--device auto`"
         ) from None
     return device
+
+
+def scoring_device(name: str = "auto") -> torch.device:
+    """Where a run is scored: the device of that name, but the CPU in the place of MPS, which has no float64
+    for sums over a test table.
+
+    Raises:
+        RecipeError: as `device_of`.
+    """
+    device = device_of(name)
+    return CPU if device.type == "mps" else device
 
 
 def precision_of(name: str, device: torch.device, numbers: int = SMALL) -> torch.dtype:

@@ -77,6 +77,8 @@ def inside(ray: Any, on: str, address: str) -> Iterator[None]:
 
 def _enter(ray: Any, on: str, address: str) -> None:
     started = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if address == "local" else {}
+    if os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0":  # it may have been imported before we said so
+        ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     try:
         with _own_signals(), _hushed():
             place = _found(address)

@@ -73,7 +73,7 @@ def test_what_measures_a_card_runs_on_any_machine(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny"])
     gpu.main()
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    parts = {"a step", "sweep", "stacked sweep", "extraction", "prompt tower"}
+    parts = {"a step", "sweep", "stacked sweep", "evaluation", "extraction", "prompt tower"}
     assert {line[0][2:] for line in lines} == parts
     assert not [line for line in lines if "failed" in line[2]]
     assert all(any(digit in line[2] for digit in "123456789") for line in lines)

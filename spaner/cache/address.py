@@ -10,6 +10,8 @@ import fnmatch
 import os
 import re
 import stat
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
@@ -57,6 +59,10 @@ class Address(PosixPath):
             CacheError: no such kind, or a package that it needs is not installed.
         """
         with _asked(self, "reading"):
+            if "fsspec" not in sys.modules:
+                with warnings.catch_warnings():  # options in the environment that it cannot read
+                    warnings.filterwarnings("error", "Ignoring environment variable")
+                    import fsspec
             import fsspec.core  # nobody without an address needs it
 
             return fsspec.core.url_to_fs(str(self), use_listings_cache=False)  # others write there too
@@ -222,9 +228,11 @@ def _refusal(address: Address, error: Exception, doing: str) -> str:
     if "ImportError" in kinds:
         package = PACKAGES.get(scheme, REMOTE)
         return f"{address} needs a package that is not installed ({why}); type `pip install {package}`"
+    if "UserWarning" in kinds:
+        return f"{why}; expected options as JSON, such as FSSPEC_S3='{{\"anon\": true}}'; mend or unset it"
     if "ValueError" in kinds and "rotocol" in why:
         return f"{address}: {why}; expected s3:, gs:, memory: or another that fsspec knows; check the address"
-    if any("Credential" in kind or "Token" in kind for kind in kinds):
+    if any(word in kind for word in ("Credential", "Token", "Profile") for kind in kinds):
         return f"no credentials for {address} ({why}); {LOGIN.get(scheme, 'log in to the store')}"
     if "FileNotFoundError" in kinds:
         make = f", or make it: `aws s3 mb {bucket}`" if scheme == "s3" else ", or make it"

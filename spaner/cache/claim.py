@@ -142,7 +142,7 @@ class Claim:
                 return
             state = self._watched.setdefault(against, _Watch()).look(against, self.where, self.silence)
             if state == DEAD:
-                _break(against, self._watched.pop(against).content, self.silence)
+                self._break(against, self._watched.pop(against).content)
             elif state == ALIVE and not wait:
                 told = _read(against) or {}
                 who = f"process {told.get('process')} on {str(told.get('host')).split(' ')[0]}"
@@ -165,6 +165,21 @@ class Claim:
         if self.shared:
             return [self.path] if self.path.exists() else []
         return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.*.share"))
+
+    def _break(self, file: Path, content: bytes) -> None:
+        """Remove a dead claim, if it is still the one that was seen; one process at a time does so."""
+        guard = file.with_name(file.name + ".breaking")
+        if not _is_created(guard, secrets.token_bytes(8)):
+            watch = self._watched.setdefault(guard, _Watch())
+            if watch.look(guard, self.where, 10 * self.silence) == DEAD:  # it died in these few lines
+                guard.unlink(missing_ok=True)
+            time.sleep(self.silence / 100)
+            return
+        try:
+            if _bytes(file) == content:
+                file.unlink(missing_ok=True)
+        finally:
+            guard.unlink(missing_ok=True)
 
     def _keep(self) -> None:
         beat = 0
@@ -233,19 +248,3 @@ def _parsed(content: bytes) -> dict[str, Any]:
     except ValueError:  # it is being made just now
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def _break(file: Path, content: bytes, silence: float) -> None:
-    """Remove a dead claim, if it is still the one that was seen; one process at a time does so."""
-    guard = file.with_name(file.name + ".breaking")
-    if not _is_created(guard, secrets.token_bytes(8)):
-        with suppress(OSError):
-            if time.time() - guard.stat().st_mtime > 10 * silence:  # who broke it died in these few lines
-                guard.unlink()
-        time.sleep(silence / 100)
-        return
-    try:
-        if _bytes(file) == content:
-            file.unlink(missing_ok=True)
-    finally:
-        guard.unlink(missing_ok=True)

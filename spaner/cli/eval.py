@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from spaner.cli import console
+from spaner.cli.embed import DEVICE
 from spaner.cli.towers import DataRoot, Pixels, TextModel, TextWeights, Towers
 
 
@@ -23,6 +24,7 @@ def evaluate(
     text_weights: TextWeights = None,
     pixels: Pixels = None,
     data_root: DataRoot = None,
+    device: Annotated[str, DEVICE] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Score a trained run on a table of any cache made with the same encoder.
@@ -36,9 +38,9 @@ def evaluate(
 
     loaded = checkpoint.load(run)
     with console.progress() as progress:
-        loaded.towers = Towers(text_model, text_weights, pixels, data_root, progress)
+        loaded.towers = Towers(text_model, text_weights, pixels, data_root, progress, device)
         with caches.open(cache) as opened:
-            metrics = scored(loaded, opened, split)
+            metrics = scored(loaded, opened, split, device)
     if json:
         console.dump(metrics)
     else:

@@ -38,6 +38,7 @@ class Towers:
         model, weights: where the encoder came from a config file or a checkpoint file.
         pixels, data_root: data set and place of the images, if not the cache's own in its usual place.
         progress: hears of rows that a changed image tower makes.
+        device: where they run beside a loaded run; default where it was trained.
     """
 
     model: str | None = None
@@ -45,6 +46,7 @@ class Towers:
     pixels: str | None = None
     data_root: Path | None = None
     progress: Callable[[int, int, str], None] | None = None
+    device: str | None = None
 
     def __call__(self, cache: Path, method: str, device: str = "auto") -> dict[str, Any]:
         """What `fit` takes beside the cache: `text_tower`, `pictures` and `sentences`, those that the method
@@ -81,15 +83,16 @@ class Towers:
         from spaner.align.score import adapted, captions
 
         model, config = run.model, run.config
+        device = self.device or config.device
         if isinstance(model, Adapted):
             if model.pictures is None and adapted.found(run, cache, table) is None:
-                model.pictures = self(cache.path, config.method, config.device)["pictures"]
+                model.pictures = self(cache.path, config.method, device)["pictures"]
         elif isinstance(model, captions.Reader):
             if captions.reads(run) and model.sentences is None and captions.table_of(cache, table):
-                tools = self(cache.path, config.method, config.device)
+                tools = self(cache.path, config.method, device)
                 model.tower, model.sentences = tools["text_tower"], tools["sentences"]
         elif getattr(model, "tower", self) is None:
-            model.tower = self(cache.path, config.method, config.device)["text_tower"]
+            model.tower = self(cache.path, config.method, device)["text_tower"]
 
 
 @lru_cache(maxsize=2)

@@ -15,12 +15,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from spaner import errors
 from spaner.device import cores
-from spaner.errors import RunError, SpanerError
+from spaner.errors import RecipeError, RunError, SpanerError
 from spaner.extract import parts
 from spaner.extract.config import ExtractConfig
 from spaner.extract.summary import Summary
@@ -35,8 +38,10 @@ def lead(config: ExtractConfig, progress: Progress) -> Summary:
     """Fill the cache with `config.processes` workers, or one for each of `config.devices`.
 
     Raises:
-        SpanerError: what a worker raised. RunError: a worker that dies again and again.
+        RecipeError: a device that this machine lacks, before anything is written. SpanerError: what a worker
+            raised. RunError: a worker that dies again and again.
     """
+    check_devices(config.devices or ())
     count = config.processes or len(config.devices or ())
     config, found = parts.placed(config, count)
     before, started = parts.sizes(found), time.perf_counter()
@@ -50,6 +55,23 @@ def lead(config: ExtractConfig, progress: Progress) -> Summary:
     finally:
         fleet.stop()
     return parts.summed(found, before, tally.seconds(started))
+
+
+def check_devices(names: Sequence[str]) -> None:
+    """Counted, not tried: the driver computes nothing, and each try would take memory of a GPU.
+
+    Raises:
+        RecipeError: a GPU that is not there.
+    """
+    there = torch.cuda.device_count()
+    for name in names:
+        number = name.partition(":")[2] or "0"
+        if name.startswith("cuda") and not (number.isdecimal() and int(number) < there):
+            gpus = ", ".join(["cpu", *(f"cuda:{i}" for i in range(there))])
+            raise RecipeError(
+                f"--devices {','.join(names)}: this machine has no {name}; expected some of {gpus}; "
+                "type `--processes 2` for processes that share a CPU"
+            )
 
 
 class Tally:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from spaner.align.score import metrics
+from spaner.align.score import matching, metrics
 from spaner.align.score.calibration import COLDEST, HOTTEST, ece, nll, of_match, temperature
 from spaner.errors import DatasetError
 
@@ -54,7 +54,7 @@ def test_temperature_finds_the_scale_that_labels_were_drawn_with():
     best = temperature(20 * logits, labels)
     assert all(nll(20 * logits, labels, best) < nll(20 * logits, labels, best * f) for f in (0.99, 1.01))
     fitted = temperature(20 * logits[:5000], labels[:5000])
-    found = of_match(metrics.match_scores(logits, labels, scale=20, temperature=fitted))
+    found = of_match(matching.match_scores(logits, labels, scale=20, temperature=fitted))
     after, before, cost_after, cost_before = (
         found[name] or 0.0 for name in ("ece_fitted", "ece", "nll_fitted", "nll")
     )
@@ -97,21 +97,21 @@ def test_a_match_knows_its_calibration(block: int, monkeypatch: pytest.MonkeyPat
     labels = rng.integers(0, C, N)
     cosines = metrics.unit(rows, "rows") @ metrics.unit(classes, "classes").T
     for more in (None, added):
-        found = of_match(metrics.match(rows, classes, labels, added=more, scale=12.5, temperature=1.7))
+        found = of_match(matching.match(rows, classes, labels, added=more, scale=12.5, temperature=1.7))
         logits = 12.5 * (cosines if more is None else cosines + more)
         expected = {"ece": ece(logits, labels), "nll": nll(logits, labels)}
         expected |= {"ece_fitted": ece(logits / 1.7, labels), "nll_fitted": nll(logits, labels, 1.7)}
         assert found == pytest.approx(expected, rel=1e-5)
     values, labels = scores()
-    found = of_match(metrics.match_scores(values / 3, labels, scale=3))
+    found = of_match(matching.match_scores(values / 3, labels, scale=3))
     unfitted = {"ece_fitted": None, "nll_fitted": None}
     known = {key: value for key, value in found.items() if key not in unfitted}
     assert known == pytest.approx({"ece": ece(values, labels), "nll": nll(values, labels)}, rel=1e-5)
-    assert of_match(metrics.match(rows, classes, labels)) == {"ece": None, "nll": None, **unfitted}
+    assert of_match(matching.match(rows, classes, labels)) == {"ece": None, "nll": None, **unfitted}
 
 
 def test_a_class_that_a_head_never_saw_is_a_large_surprise_and_no_warning():
     lowest = np.finfo(np.float32).min
-    found = metrics.match_scores(np.array([[1, lowest], [2, 1]], np.float32), np.array([1, 0]), scale=10)
+    found = matching.match_scores(np.array([[1, lowest], [2, 1]], np.float32), np.array([1, 0]), scale=10)
     assert found.confidence == pytest.approx([1, 1 / (1 + math.exp(-10))])
     assert found.surprise[0] > 1e38

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spaner.align.score import calibration, coherence, geometry, intervals, metrics, pairs, retrieval
+from spaner.align.score import (
+    calibration,
+    coherence,
+    geometry,
+    intervals,
+    matching,
+    metrics,
+    pairs,
+    retrieval,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
@@ -26,7 +35,7 @@ def points(n: int, seed: int) -> np.ndarray:
 
 
 IMAGE, AUDIO, TEXT = points(N, 0), points(N, 1), points(C, 2)
-FOUND = metrics.match(IMAGE, TEXT, LABELS)
+FOUND = matching.match(IMAGE, TEXT, LABELS)
 LOGITS = 100 * metrics.unit(IMAGE, "rows") @ metrics.unit(TEXT, "rows").T
 
 

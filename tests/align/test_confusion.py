@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spaner.align.score.confusion import confusion_matrix, most_confused_classes, most_confused_pairs
-from spaner.align.score.metrics import match
+from spaner.align.score.matching import match
 from spaner.errors import DatasetError
 
 NAMES = ["cat", "dog", "toad", "frog", "ship"]

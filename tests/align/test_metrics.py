@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaner.align.score import metrics
+from spaner.align.score import matching, metrics
 from spaner.errors import DatasetError
 
 N, C, E = 29, 7, 11
@@ -52,12 +53,21 @@ def naive_summary(
     }
 
 
+def test_read_only_rows_and_rows_with_a_gradient_are_scored_like_any():
+    rows = np.eye(3, 4, dtype=np.float32)
+    rows.flags.writeable = False
+    learned = torch.eye(3, 4, requires_grad=True)
+    for x in (rows, learned):
+        assert matching.match(x, x, np.arange(3)).credit.tolist() == [1, 1, 1]
+    assert matching.match_scores(learned[:, :3], np.arange(3)).credit.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("block", [1, 17, 1 << 20])
 @pytest.mark.parametrize("names", [list("abcdefg"), list("abcabca")])
 def test_summary_equals_the_loop_in_any_block_size(monkeypatch, names, block):
     monkeypatch.setattr(metrics, "BLOCK", block)
     rows, classes, labels = space()
-    found = metrics.summary(metrics.match(rows, classes, labels, names))
+    found = metrics.summary(matching.match(rows, classes, labels, names))
     assert found == pytest.approx(naive_summary(rows, classes, labels, names), abs=1e-6)
 
 
@@ -68,14 +78,14 @@ def test_summary_equals_the_loop_whatever_the_sizes_and_name_collisions(seed, c,
     names = [f"name {i % max(distinct, 2)}" for i in range(c)]
     for twin in range(2, c):  # namesakes share their vector, as in a text table
         classes[twin] = classes[names.index(names[twin])]
-    found = metrics.summary(metrics.match(rows, classes, labels, names))
+    found = metrics.summary(matching.match(rows, classes, labels, names))
     assert found == pytest.approx(naive_summary(rows, classes, labels, names), abs=1e-5)
 
 
 def test_joining_blocks_changes_nothing():
     rows, classes, labels = space()
-    whole = metrics.match(rows, classes, labels)
-    parts = [metrics.match(rows[s], classes, labels[s]) for s in (slice(0, 5), slice(5, 18), slice(18, N))]
+    whole = matching.match(rows, classes, labels)
+    parts = [matching.match(rows[s], classes, labels[s]) for s in (slice(0, 5), slice(5, 18), slice(18, N))]
     assert metrics.summary(metrics.Match.join(parts)) == pytest.approx(metrics.summary(whole), abs=1e-6)
 
 
@@ -85,7 +95,7 @@ def test_a_collapsed_space_looks_bad(only):
     _, classes, labels = space()
     labels = labels if only is None else np.full(N, only)
     point = classes[0]
-    found = metrics.summary(metrics.match(np.tile(3 * point, (N, 1)), np.tile(point, (C, 1)), labels))
+    found = metrics.summary(matching.match(np.tile(3 * point, (N, 1)), np.tile(point, (C, 1)), labels))
     assert found["positive_cosine"] == pytest.approx(1, abs=1e-6)
     assert found["accuracy"] == pytest.approx(metrics.chance(C))
     assert found["margin"] == pytest.approx(0, abs=1e-6)
@@ -98,7 +108,7 @@ def test_namesakes_cap_the_strict_score_and_not_the_tie_aware_one():
     classes = np.eye(5, 13, dtype=np.float32)
     classes[2] = classes[0]
     labels = np.repeat(np.arange(5), 3)
-    found = metrics.match(classes[labels], classes, labels, names)
+    found = matching.match(classes[labels], classes, labels, names)
     assert found.credit.mean() == pytest.approx(0.8) == pytest.approx(metrics.ceiling(labels, names))
     assert found.credit_by_name.mean() == 1
     assert metrics.margin(found) == pytest.approx(1)  # a namesake is no negative
@@ -112,12 +122,12 @@ def test_two_namesakes_among_a_thousand_classes_give_the_known_ceiling():
 def test_rounding_does_not_break_a_tie():
     row = np.ones((1, 3), np.float32)
     classes = np.array([[1, 1, 1], [1, 1, 1 + 1e-6], [1, -1, 0]], np.float32)
-    assert metrics.match(row, classes, np.array([1])).credit[0] == 0.5
+    assert matching.match(row, classes, np.array([1])).credit[0] == 0.5
 
 
 def test_per_class_accuracy_equals_the_loop():
     rows, classes, labels = space(n=97)
-    found = metrics.match(rows, classes, labels)
+    found = matching.match(rows, classes, labels)
     for c, accuracy in enumerate(metrics.per_class_accuracy(found, "abcdefg")):
         own = [
             cosine(row, classes[c]) >= max(cosine(row, each) for each in classes) for row in rows[labels == c]
@@ -139,7 +149,7 @@ def test_nan_names_the_row():
     with pytest.raises(
         DatasetError, match=r"rows hold NaN or infinity: 1 of 29, first at row 13; expected finite"
     ):
-        metrics.match(rows, classes, labels)
+        matching.match(rows, classes, labels)
 
 
 def test_one_class_only_is_no_test():
@@ -147,24 +157,24 @@ def test_one_class_only_is_no_test():
     with pytest.raises(
         DatasetError, match="retrieval among one class only: every row would be right; expected two"
     ):
-        metrics.match(rows, classes, labels)
+        matching.match(rows, classes, labels)
     with pytest.raises(DatasetError, match="one class only"):
-        metrics.match(np.ones((2, 3)), np.ones((2, 3)), np.array([0, 1]), ["same", "same"])
+        matching.match(np.ones((2, 3)), np.ones((2, 3)), np.array([0, 1]), ["same", "same"])
 
 
 def test_no_rows_and_impossible_labels_and_missing_names():
     rows, classes, labels = space()
     with pytest.raises(DatasetError, match=r"no test rows to score: found 0; expected at least 1; .*--split"):
-        metrics.match(rows[:0], classes, labels[:0])
+        matching.match(rows[:0], classes, labels[:0])
     with pytest.raises(DatasetError, match="label 7 in 1 test rows; expected 0 to 6"):
-        metrics.match(rows[:1], classes, np.array([7]))
+        matching.match(rows[:1], classes, np.array([7]))
     with pytest.raises(DatasetError, match="2 class names for 7 class vectors; expected one each"):
-        metrics.match(rows, classes, labels, ["a", "b"])
+        matching.match(rows, classes, labels, ["a", "b"])
 
 
 def test_a_class_without_test_rows_is_named():
     rows, classes, _ = space()
-    found = metrics.match(rows, classes, np.arange(N) % 5)
+    found = matching.match(rows, classes, np.arange(N) % 5)
     with pytest.raises(
         DatasetError, match=r"2 of 7 classes have no test rows: 'f', 'g'; expected at least one each"
     ):

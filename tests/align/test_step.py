@@ -1,7 +1,6 @@
 """A training step waits for nothing, its shapes are two, and recorded or compiled it is the plain step."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import clip_like
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -111,27 +109,6 @@ def test_stacked_models_read_no_number_back() -> None:
     with Watch() as watch:
         program.step(0.5, batch, labels)
     assert "_fused_adamw_" in watch.operations
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_on_a_device_the_losses_take_nothing_from_the_host(case: Case) -> None:
-    """Tensors without memory stand on a made-up CUDA device, so that what is made on the host is seen."""
-    model, batch, labels = material(case)
-    with FakeTensorMode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # autocast says that there is no CUDA
-        for part in model.modules():
-            for name, own in part._parameters.items():
-                part._parameters[name] = own if own is None else torch.nn.Parameter(_on_cuda(own))
-            part._buffers |= {name: _on_cuda(own) for name, own in part._buffers.items() if own is not None}
-        rows, classes = {name: _on_cuda(x) for name, x in batch.items()}, _on_cuda(labels)
-        with Watch() as watch:
-            found = model.loss(rows, classes)
-    assert {x.device.type for x in found.values()} == {"cuda"}
-    assert len(watch.operations) > 100
-
-
-def _on_cuda(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device="cuda")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,19 @@ def test_no_clock_of_another_host_matters(tmp_path: Path) -> None:
                 claim(tmp_path / "c", "second")
 
 
+@pytest.mark.parametrize("off", [-86_400, 86_400])
+def test_who_died_while_he_took_a_claim_over_is_missed_by_ones_own_clock(off: int, tmp_path: Path) -> None:
+    silence, guard = 0.05, tmp_path / "c.breaking"
+    suspend(Claim(tmp_path / "c", "it", silence=silence, where="first"))
+    guard.write_bytes(b"somebody")
+    os.utime(guard, (time.time() + off, time.time() + off))
+    began = time.monotonic()
+    second = Claim(tmp_path / "c", "it", silence=silence, where="second")
+    assert time.monotonic() - began >= 10 * silence
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_ended_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from spaner.cache.claim import Claim\n"

@@ -1,5 +1,6 @@
 """Caches in a real S3 server: what is asked of it, and what a bad network, a kill or a closed door does."""
 
+import os
 import re
 import subprocess
 import sys
@@ -227,6 +228,29 @@ def test_what_keeps_us_out_is_said_in_one_line(s3: S3Server, monkeypatch: pytest
     line = re.escape("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or type `aws config")
     with pytest.raises(CacheError, match=rf"^no credentials for {s3.bucket}/cache \(.*\); {line}"):
         cache.open(f"{s3.bucket}/cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "AWS_PROFILE",
+            "nobody",
+            r"no credentials for .* \(The config profile \(nobody\) could not",
+        ),
+        (
+            "FSSPEC_S3",
+            "{anon",
+            r"Ignoring environment variable FSSPEC_S3 .*; expected options as JSON,",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_be_is_one_line(name: str, value: str, said: str) -> None:
+    words = [sys.executable, "-m", "spaner", "cache", "info", "s3://bucket/cache"]
+    kept = {key: told for key, told in os.environ.items() if not key.startswith(("AWS_", "FSSPEC_"))}
+    done = subprocess.run(words, env=kept | {name: value}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert re.match(rf"error: {said}", done.stderr)
 
 
 def test_commands_take_an_address(cli, one: Path, s3: S3Server):

@@ -255,6 +255,10 @@ def test_what_a_worker_refuses_is_the_drivers_line(tmp_path: Path) -> None:
         ({"part": "1/4", "overwrite": True}, "--part 1/4 with --overwrite: every part would begin anew"),
         ({"processes": 0}, "--processes 0: expected at least 1"),
         ({"devices": ()}, "--devices: expected at least one"),
+        (
+            {"devices": ("cpu", "cuda:99")},
+            "--devices cpu,cuda:99: this machine has no cuda:99;",
+        ),
     ],
 )
 def test_options_that_cannot_be(given: dict[str, Any], line: str, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def diversity(blocks: Float[Tensor, "C K E"]) -> Float[Tensor, ""]:
     """Mean squared cosine over all pairs of a class's blocks and all classes: 0 where all stand at right
     angles, 1 where all say the same; 0 of a single block."""
     unit = F.normalize(blocks, dim=2)
-    first, second = torch.triu_indices(unit.shape[1], unit.shape[1], 1).unbind()
+    first, second = torch.triu_indices(unit.shape[1], unit.shape[1], 1, device=unit.device).unbind()
     if not len(first):
         return blocks.new_zeros(())
     return (unit @ unit.mT)[:, first, second].square().mean()
@@ -66,7 +66,7 @@ def told_apart(
     """Share of rows that are nearer to their caption than to its negated form; chance is 1/2, and a tie is
     no answer. All vectors have unit length."""
     margin = (x * (text - negated)[labels]).sum(1)
-    return float((margin > 0).double().mean())
+    return int((margin > 0).sum()) / len(margin)
 
 
 class BlockMaps(nn.Module):

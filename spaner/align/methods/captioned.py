@@ -81,7 +81,7 @@ def train_captioned(
     generator, samples = torch.Generator().manual_seed(seed), len(captions.count)
 
     def loss(rows: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        own = rows % samples
+        own = rows.cpu() % samples  # captions are counted on the host
         lot = torch.rand(len(own), generator=generator, dtype=torch.float64)
         chosen = captions.start[own] + (lot * captions.count[own]).long()
         blocks, forms, denied = worded(chosen, negated=neg > 0)
@@ -103,7 +103,7 @@ def _measured(
 ) -> dict[str, float]:
     found = {"diversity": float(spread.detach())}
     if negated is not None and denied.any():
-        found["negation"] = float((own > negated)[denied].double().mean())
+        found["negation"] = int((own > negated)[denied].sum()) / int(denied.sum())
     return found
 
 

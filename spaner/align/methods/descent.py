@@ -32,12 +32,14 @@ def descend(
     batches: Iterable[Rows],
     loss: Callable[[Rows], Float[Tensor, ""]],
 ) -> Iterator[Float[Tensor, ""]]:
-    """Take one step per rate and batch; the batch's loss (before the step), after each of them."""
+    """Take one step per rate and batch, its rows where the parameters are; the batch's loss (before the
+    step), after each of them."""
+    device = optimizer.param_groups[0]["params"][0].device
     for rate, rows in zip(rates, batches, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        value = loss(rows)
+        value = loss(rows.to(device, non_blocking=True))
         value.backward()
         optimizer.step()
         yield value.detach()
@@ -202,7 +204,7 @@ def view_first(x: Float[Tensor, "N V D"]) -> Float[Tensor, "M D"]:
 
 def accuracy(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
     """Share of rows whose best class is their own; of equals the first counts."""
-    return float((scores.argmax(1) == labels).double().mean())
+    return int((scores.argmax(1) == labels).sum()) / len(labels)
 
 
 def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:

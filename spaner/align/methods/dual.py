@@ -68,7 +68,7 @@ class TokenPool:
         self.rows = task.rows
 
     def __getitem__(self, numbers: Int[Tensor, " B"]) -> Float[Tensor, "B T W"]:
-        count = len(self.rows)
+        numbers, count = numbers.cpu(), len(self.rows)
         return self.pictures.tokens(self.table, self.rows[numbers % count], numbers // count, self.block)
 
 

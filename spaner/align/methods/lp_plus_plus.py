@@ -109,7 +109,7 @@ def gradients(head: WeightedHead, rows: Rows) -> tuple[Float[Tensor, ""], Weight
         x, labels, cosines = rows.x[first:last], rows.labels[first:last], rows.cosines[first:last]
         share = torch.log_softmax(head.logits(x, cosines), 1)
         loss -= share.gather(1, labels[:, None]).sum()
-        share.exp_()[torch.arange(last - first), labels] -= 1
+        share.exp_().scatter_add_(1, labels[:, None], -torch.ones_like(share[:, :1]))
         slope.weight.addmm_(share.T, x)
         slope.bias.add_(share.sum(0))
         slope.text.add_(share.mul_(cosines).sum(0))

@@ -121,7 +121,7 @@ class Kernel(nn.Module):
         self.beta: Tensor
         self.register_buffer("rows", torch.zeros(rows, width))
         self.register_buffer("solved", torch.zeros(solved, classes))
-        self.register_buffer("beta", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("beta", torch.zeros(()))  # float32: MPS has no wider numbers
 
     def fit(self, task: Task, beta: float | None, lam: float | None) -> Self:
         """One solve; nothing where images and texts have different widths."""
@@ -130,7 +130,7 @@ class Kernel(nn.Module):
         rows, usual = task.x[:, 0].contiguous(), published(task)
         made = frequencies(rows.shape[1], FEATURES, 0) if len(rows) > QUICK_ROWS else None
         problem = KernelProblem(rows, task.labels, trained_texts(task).classes, made)
-        self.beta = torch.tensor(beta or usual[0], dtype=torch.float64)
+        self.beta = torch.tensor(beta or usual[0], dtype=torch.float32)
         solution = next(problem.solve(float(self.beta), (lam or usual[1],)))
         self.rows, self.solved = rows if made is None else made, task.logit_scale * solution
         return self
@@ -187,7 +187,7 @@ class ClosedFormPrior(nn.Module):
 
     def forward(self, x: Float[Tensor, "N D"], query: Query) -> Float[Tensor, "N C"]:
         """What is added to the logits; zeros where the query names a class that was not learned."""
-        columns, own = self._columns(query), self.own
+        columns, own = self._columns(query, x.device), self.own
         added = x.new_zeros(len(x), len(query.class_names))
         if columns is not None and self.gaussians is not None and own.prior_weight:
             added += own.prior_weight * self.gaussians(x)[:, columns]
@@ -195,17 +195,17 @@ class ClosedFormPrior(nn.Module):
             added += own.kernel_weight * self.kernel(x)[:, columns]
         return added
 
-    def _columns(self, query: Query) -> Tensor | None:
+    def _columns(self, query: Query, device: torch.device) -> Tensor | None:
         place = {name: i for i, name in enumerate(self.class_names)}
         if any(name not in place for name in query.class_names):
             return None
-        return torch.tensor([place[name] for name in query.class_names])
+        return torch.tensor([place[name] for name in query.class_names], device=device)
 
     def tune(
         self, x: Float[Tensor, "N D"], query: Query, grids: Mapping[str, tuple[Any, ...]]
     ) -> Iterator[tuple[dict[str, Any], Float[Tensor, "N C"]]]:
         """What would be added for every combination: a solve for each kernel and each shrinkage."""
-        columns = self._columns(query)
+        columns = self._columns(query, x.device)
         kernels = [(choice, head(x)[:, columns]) for choice, head in self._kernels(grids)]
         gaussians = [(choice, head(x)[:, columns]) for choice, head in self._gaussians(grids)]
         alphas = grids.get("prior_weight", (self.own.prior_weight,)) if gaussians else ()

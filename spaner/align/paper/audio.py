@@ -34,7 +34,7 @@ from spaner.align.report import published
 from spaner.align.report.charts import cosine_drawing
 from spaner.align.report.drawing import write
 from spaner.align.report.table import OURS, Cell, Column, ReportTable, Row
-from spaner.align.score import metrics
+from spaner.align.score import matching, metrics
 from spaner.align.score.evaluate import asking, class_vectors, embedded, tested_table
 from spaner.align.score.intervals import Number
 from spaner.align.score.retrieval import retrieval
@@ -148,7 +148,7 @@ def heard(run: Run, cache: caches.Cache, tests: Sequence[str]) -> Heard:
     texts = {kind: class_vectors(run, cache, name) for kind, name in asking(cache).items()}
     images, image_labels = embedded(run, cache, tested_table(cache, None))
     classes = np.arange(len(cache.class_names))
-    found = {kind: metrics.match(x, texts[kind], labels, cache.class_names) for kind in texts}
+    found = {kind: matching.match(x, texts[kind], labels, cache.class_names) for kind in texts}
     ways = {
         "semantic_to_audio": retrieval(texts["semantic"], x, classes, labels),
         "image_to_audio": retrieval(images, x, image_labels, labels),

@@ -206,7 +206,7 @@ def core(setup: Setup, cache: caches.Cache, who: str, seed: int, progress: Progr
         run.towers = setup.towers
         return folder, run
     run.towers = setup.towers
-    run.metrics = evaluate(run, cache)  # its test tables may be new
+    run.metrics = evaluate(run, cache, device=config.device)  # its test tables may be new
     return run.save(folder), run
 
 

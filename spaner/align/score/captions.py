@@ -161,7 +161,7 @@ def _embedded(
     if modality == "image":
         return found
     with torch.inference_mode():
-        return space.model.caption_rows(torch.from_numpy(found)).numpy()
+        return space.model.caption_rows(torch.from_numpy(found).to(space.device)).cpu().numpy()
 
 
 def _chance(relevant: Int[np.ndarray, " N"], targets: int) -> dict[str, float]:

@@ -9,34 +9,43 @@ tested on another data set. Rows whose extraction failed are left out and counte
 A run that was trained without text can be asked for no class by name, and images of captions may have no
 classes: then there is no accuracy; what its modalities find in each other is told by `evaluate_modalities`.
 
-Reads sealed caches, streams the table, and holds a few numbers per row. It never trains and never chooses
-anything.
+Reads sealed caches, streams the table to the run's device, and holds a few numbers per row. It never trains
+and never chooses anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from spaner import cache as caches
-from spaner.align.score import calibration, captions, metrics, negation, pairs, retrieval
+from spaner.align.methods.state import placed
+from spaner.align.score import calibration, captions, matching, metrics, negation, pairs, retrieval
 from spaner.align.score.adapted import scored_table
 from spaner.align.score.captions import caption_retrieval
 from spaner.align.score.tables import opened_cache, queries, query_sets, tested_table
+from spaner.device import CPU, scoring_device
 from spaner.errors import CacheError, DatasetError
 
 BLOCK = 4096
 """Rows embedded at once."""
 
 
-class Embedder(Protocol):
-    """Where embeddings are compared: a trained run, or the frozen encoder's own space."""
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-    def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N E"]: ...
+
+class Embedder(Protocol):
+    """Where embeddings are compared: a trained run, or the frozen encoder's own space. An array gives an
+    array, a tensor a tensor on `device`."""
+
+    device: torch.device
+
+    def embed(self, modality: str, features: Float[Array, "N D"]) -> Float[Array, "N E"]: ...
 
 
 class Frozen:
@@ -44,8 +53,17 @@ class Frozen:
 
     has_space = True
 
-    def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-        return metrics.unit(features, f"{modality} features")
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
+
+    def on(self, device: torch.device) -> Frozen:
+        """The same on another device."""
+        return Frozen(device)
+
+    def embed(self, modality: str, features: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        if isinstance(features, np.ndarray):
+            return metrics.unit(features, f"{modality} features")
+        return matching.unit(features.to(self.device), f"{modality} features")
 
 
 def evaluate(
@@ -53,6 +71,7 @@ def evaluate(
     cache: caches.Cache | str | Path,
     split: str | None = None,
     frozen: Mapping[str, Any] | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Text and semantic retrieval accuracy of a run, the frozen encoder's own beside them.
 
@@ -62,6 +81,7 @@ def evaluate(
         split: "image/test" or "test"; default the `test` of the run's first modality, where it has one, else
             its `val`.
         frozen: the result of `zero_shot` on the same table, where the caller has it already.
+        device: where embeddings are made and compared, see `device.scoring_device`.
 
     Returns:
         `text` and `semantic` (the numbers of `metrics.summary`, and `ece` and `nll` at the method's own logit
@@ -76,8 +96,9 @@ def evaluate(
     Raises:
         Mismatch: the cache was made with another encoder than the run; the message names what differs.
         CacheError: a table is missing.
-        DatasetError: no rows, one class only, NaN.
+        DatasetError: no rows, one class only, NaN. RecipeError: a device that is not there.
     """
+    run = run.on(scoring_device(device))
     with opened_cache(cache) as opened:
         name = tested_table(opened, split, run.modality)
         named = asks_classes(run, opened, name)
@@ -86,14 +107,16 @@ def evaluate(
         if not named:
             return {**_result({}, opened, name), "zero_shot": None, **_without_classes(run, opened, name)}
         found = matches(run, opened, name)
-        result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name)}
-        result |= beside_classes(run, opened, name)
-        if getattr(run, "has_prior", False):
-            alone = matches(run, opened, name, prior=False)
-            result["without_prior"] = {
-                kind: metrics.summary(match)["accuracy"] for kind, match in alone.items()
-            }
-        return result
+        result = {**_result(found, opened, name), "zero_shot": frozen or zero_shot(opened, name, device)}
+        return result | beside_classes(run, opened, name) | _without_prior(run, opened, name)
+
+
+def _without_prior(run: Any, cache: caches.Cache, name: str) -> dict[str, Any]:
+    """The accuracies of the space alone, where a prior joins it."""
+    if not getattr(run, "has_prior", False):
+        return {}
+    alone = matches(run, cache, name, prior=False)
+    return {"without_prior": {kind: metrics.summary(match)["accuracy"] for kind, match in alone.items()}}
 
 
 def asks_by_name(run: Any) -> bool:
@@ -108,14 +131,17 @@ def asks_classes(run: Any, cache: caches.Cache, name: str) -> bool:
     return asks_by_name(run) and not classless
 
 
-def zero_shot(cache: caches.Cache | str | Path, split: str | None = None) -> dict[str, Any] | None:
+def zero_shot(
+    cache: caches.Cache | str | Path, split: str | None = None, device: str = "auto"
+) -> dict[str, Any] | None:
     """The frozen encoder's own result; None where the widths differ and there is no space to share."""
+    space = Frozen(scoring_device(device))
     with opened_cache(cache) as opened:
         name = tested_table(opened, split)
         if len({opened.table(needed).dim for needed in (name, *asking(opened).values())}) > 1:
             return None
-        found = _result(matches(Frozen(), opened, name), opened, name)
-        return found | beside_classes(Frozen(), opened, name)
+        found = _result(matches(space, opened, name), opened, name)
+        return found | beside_classes(space, opened, name)
 
 
 def beside_classes(space: Any, cache: caches.Cache, name: str) -> dict[str, Any]:
@@ -144,7 +170,7 @@ def negation_of(run: Any, cache: caches.Cache, name: str) -> float | None:
         forms = tuple(class_vectors(run, cache, table) for table in (asking(cache)["text"], negation.NEGATED))
     elif tuple(run.class_names) != tuple(cache.class_names):
         return None
-    modality, embed = name.partition("/")[0], (run if run.has_space else Frozen()).embed
+    modality, embed = name.partition("/")[0], (run if run.has_space else Frozen(run.device)).embed
     parts = [negation.told_apart(embed(modality, x), y, *forms) for x, y in _blocks(cache.table(name))]
     return float(np.concatenate(parts).mean())
 
@@ -177,32 +203,33 @@ def _space_matches(
     joined: bool,  # noqa: FBT001
 ) -> Iterator[dict[str, metrics.Match]]:
     """Cosines in the space decide, and what a prior adds to them."""
-    classes = {kind: class_vectors(run, cache, query) for kind, query in asking(cache).items()}
+    vectors = {kind: class_vectors(run, cache, query) for kind, query in asking(cache).items()}
+    classes = {kind: torch.from_numpy(x).to(run.device) for kind, x in vectors.items()}
     scales = _scales(run, table)
-    asked = queries(cache) if joined else {}
-    for features, labels in _blocks(table):
+    asked = placed(queries(cache), run.device) if joined else {}
+    for features, labels in _device_blocks(table, run.device):
         rows = run.embed(table.manifest.modality, features)
         yield {
-            kind: metrics.match(
+            kind: matching.match(
                 rows,
-                vectors,
+                targets,
                 labels,
                 cache.class_names,
                 added=run.prior(table.manifest.modality, features, asked[kind]) if asked else None,
                 **scales,
             )
-            for kind, vectors in classes.items()
+            for kind, targets in classes.items()
         }
 
 
 def _head_matches(run: Any, cache: caches.Cache, name: str, table: Any) -> Iterator[dict[str, metrics.Match]]:
     """The method's scores decide; they are cosines only where the method says so."""
-    asked, modality = queries(cache), name.partition("/")[0]
+    asked, modality = placed(queries(cache), run.device), name.partition("/")[0]
     cosines = getattr(run.model, "scores_cosines", False)
     kinds = tuple(asked) if run.model.reads_query else ("text",)
-    for features, labels in _blocks(table):
+    for features, labels in _device_blocks(table, run.device):
         yield {
-            kind: metrics.match_scores(
+            kind: matching.match_scores(
                 run.scores(modality, features, asked[kind]),
                 labels,
                 cache.class_names,
@@ -321,6 +348,13 @@ def _blocks(table: Any) -> Iterator[tuple[Float[np.ndarray, "n D"], Int[np.ndarr
         keep = ok[rows]
         if keep.any():
             yield features[keep, 0].astype(np.float32), table.labels[rows][keep]
+
+
+def _device_blocks(
+    table: Any, device: torch.device
+) -> Iterator[tuple[Float[torch.Tensor, "n D"], Int[np.ndarray, " n"]]]:
+    """`_blocks`, the rows on the device."""
+    return ((torch.from_numpy(features).to(device), labels) for features, labels in _blocks(table))
 
 
 def _result(found: dict[str, metrics.Match], cache: caches.Cache, name: str) -> dict[str, Any]:

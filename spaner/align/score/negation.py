@@ -19,7 +19,7 @@ def learned_forms(run: Any) -> tuple[Float[np.ndarray, "C D"], Float[np.ndarray,
     """Unit vectors of the captions and of their negated forms that a method made; None where it made none."""
     model = getattr(run, "model", None)
     negated = getattr(model, "negated", None)
-    return None if model is None or negated is None else (model.text.numpy(), negated.numpy())
+    return None if model is None or negated is None else (model.text.cpu().numpy(), negated.cpu().numpy())
 
 
 def share_of(metrics: Mapping[str, Any]) -> float | None:

@@ -34,7 +34,7 @@ from spaner.align.train.run import Run
 from spaner.align.train.stack import fit_stack, shape
 from spaner.align.train.task import scale_of, task
 from spaner.cache import files
-from spaner.device import cores, device_of
+from spaner.device import cores, device_of, scoring_device
 from spaner.errors import Mismatch, RunError, SpanerError
 
 #: Cells trained as one on a GPU, unless the caller says otherwise.
@@ -81,7 +81,8 @@ def run_cells(
     on_cpu = all(device_of(cell.config.device).type == "cpu" for cell in cells)
     work = list(stacks(cells, stack or (1 if on_cpu else STACK)))
     workers = min(workers or (cores() if on_cpu else 1), len(work))
-    frozen, path, parent = frozen_result(cache), cache.path.absolute(), os.getpid()
+    frozen = frozen_result(cache, cells[0].config.device)
+    path, parent = cache.path.absolute(), os.getpid()
     pool = joblib.Parallel(workers, return_as="generator_unordered")
     watched = parent if workers > 1 else None
     try:
@@ -109,10 +110,10 @@ def _selection(config: TrainConfig) -> str:
     return json.dumps([*(getattr(config, name) for name in SELECTION), getattr(config, "texts", None)])
 
 
-def frozen_result(cache: caches.Cache) -> dict[str, Any] | None:
+def frozen_result(cache: caches.Cache, device: str) -> dict[str, Any] | None:
     """The frozen encoder's own result, the same for all cells; what prevents it is reported by every cell."""
     with _one_thread(), suppress(SpanerError):
-        return zero_shot(cache)
+        return zero_shot(cache, device=device)
     return None
 
 
@@ -172,13 +173,14 @@ def _scored(
 ) -> dict[str, Any]:
     found = {
         "status": "ok",
-        "metrics": evaluate(run, cache, frozen=frozen),
+        "metrics": evaluate(run, cache, frozen=frozen, device=cell.config.device),
         "facts": run.facts(),
         "selection": run.selection,
         "parameters": sum(tensor.numel() for tensor in run.model.state().values()),
     }
     if cell.shift:
-        found["shift"] = [_shifted(run, path) for path in cell.shift]
+        there = run.on(scoring_device(cell.config.device))
+        found["shift"] = [_shifted(there, path) for path in cell.shift]
     if cell.halves:
         found["base_to_new"] = _halves(cache, cell.config, towers)
     return found

@@ -104,8 +104,8 @@ def extend_and_check(
     """
     with opened_cache(cache) as opened:
         longer = extend(run, opened, config, progress, replace=replace)
-        longer.metrics, longer.cache = evaluate(longer, opened), opened.path
-        if longer.metrics != evaluate(run, opened):
+        longer.metrics, longer.cache = evaluate(longer, opened, device=config.device), opened.path
+        if longer.metrics != evaluate(run, opened, device=config.device):
             raise _moved(config)
         longer.save(folder)
         result: dict[str, Any] = {"extension": longer.extensions[-1], "metrics": longer.metrics}
@@ -113,7 +113,7 @@ def extend_and_check(
             newcomer, anchor = f"{config.modality}/test", f"{config.anchor}/test"
             directions = [(anchor, newcomer), (newcomer, anchor)]
             if asks_by_name(longer):
-                result["newcomer"] = evaluate(longer, opened, newcomer)
+                result["newcomer"] = evaluate(longer, opened, newcomer, device=config.device)
                 directions.insert(0, ("text/classname", newcomer))
             result["pairs"] = [evaluate_pair(longer, opened, query, target) for query, target in directions]
         return result

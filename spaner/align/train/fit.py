@@ -82,18 +82,18 @@ def train(
         beside = {"text_tower": text_tower, "pictures": pictures, "sentences": sentences}
         run = fit(opened, config, progress, **beside)
         folder = run.save(out or Path("runs") / f"{opened.path.stem}-{run.name}")
-        run.metrics = scored(run, opened)
+        run.metrics = scored(run, opened, device=run.config.device)
         return run, run.save(folder)
 
 
-def scored(run: Run, cache: caches.Cache, split: str | None = None) -> dict[str, Any]:
+def scored(run: Run, cache: caches.Cache, split: str | None = None, device: str = "auto") -> dict[str, Any]:
     """`evaluate`, and for a run of three modalities or without text `evaluate_modalities` as "modalities",
     where rows have partners: classes, or without these samples that were paired by id.
 
     Raises:
         As the two.
     """
-    metrics = evaluate(run, cache, split)
+    metrics = evaluate(run, cache, split, device=device)
     many = len(run.widths) > 2 or not asks_by_name(run)
     if many and (len(set(cache.class_names)) > 1 or getattr(run.config, "pair", "class") == "id"):
         metrics["modalities"] = evaluate_modalities(run, cache, trained_together(run))

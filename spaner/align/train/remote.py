@@ -38,7 +38,7 @@ def run_cells(
         slots = {cell.config.device: cluster.slot(cell.config.device) for cell in cells}
         gpus = any(slot.gpus for slot in slots.values())
         work = list(local.stacks(cells, stack or (local.STACK if gpus else 1)))
-        told = (cache.path.absolute(), local.frozen_result(cache), towers)
+        told = (cache.path.absolute(), local.frozen_result(cache, "cpu"), towers)
         yield from _Queue(cluster, slots, told, workers or len(cells)).run(work)
 
 

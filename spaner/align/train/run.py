@@ -8,9 +8,9 @@ lies above this room, by name (`USES`), since the encoders are no business of `a
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,14 @@ from spaner import cache as caches
 from spaner import registry
 from spaner.align.methods import method as methods
 from spaner.align.methods.method import Prior, Space
+from spaner.align.methods.state import model_on
 from spaner.align.methods.task import Facts, Query
 from spaner.align.train import run_folder
 from spaner.align.train.config import TrainConfig
 from spaner.device import fast_products
 from spaner.errors import Mismatch, RunError
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 USES = {
     "classify": "spaner.search.use:classify",
@@ -45,7 +48,7 @@ class Run:
     is relative to the run folder, so both can move together. `temperature` is what logits are divided by
     before they become probabilities, fitted on validation rows; None where there were none. `towers` can put
     an encoder's towers beside a loaded model that needs them to score (`towers.put_beside(run, cache,
-    table)`); it is never saved.
+    table)`); it is never saved. `device` is where the model is, the CPU unless `on` moved it.
     """
 
     config: TrainConfig
@@ -66,6 +69,7 @@ class Run:
     selection: dict[str, Any] = field(default_factory=dict)
     temperature: float | None = None
     towers: Any = field(default=None, compare=False)
+    device: torch.device = field(default=torch.device("cpu"), compare=False)
 
     def embed_files(self, *paths: str | Path, **options: Any) -> Any:
         """Pictures and sounds -> unit vectors of the space: `search.use.embed_files`."""
@@ -79,8 +83,15 @@ class Run:
         """Pictures and sounds -> a probability for each class: `search.use.classify`."""
         return _use("classify")(self, paths, **options)
 
-    def embed(self, modality: str, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N E"]:
-        """Embeddings of the frozen encoder, of any length -> unit vectors of the shared space, float32.
+    def on(self, device: torch.device) -> "Run":
+        """The run with its tensors on a device, to embed and score there; itself where they are there, and
+        where the method goes where its tower is."""
+        model = self.model if device == self.device else model_on(self.model, device)
+        return self if model is self.model else replace(self, model=model, device=device)
+
+    def embed(self, modality: str, features: Float[Array, "N D"]) -> Float[Array, "N E"]:
+        """Embeddings of the frozen encoder, of any length -> unit vectors of the shared space, float32. An
+        array gives an array, a tensor one on the run's device, here and in `scores` and `prior`.
 
         Raises:
             RunError: a modality the run does not know, or another width.
@@ -94,11 +105,9 @@ class Run:
             raise RunError(f"the run has no aligner for {modality!r}; it knows {', '.join(self.widths)}")
         x = self._tensor(modality, features)
         with torch.inference_mode(), fast_products(x.device):
-            return self.model.embed(modality, x).cpu().numpy()
+            return _alike(features, self.model.embed(modality, x))
 
-    def scores(
-        self, modality: str, features: Float[np.ndarray, "N D"], query: Query
-    ) -> Float[np.ndarray, "N C"]:
+    def scores(self, modality: str, features: Float[Array, "N D"], query: Query) -> Float[Array, "N C"]:
         """A score for each class of the query, in units of a cosine, float32.
 
         Raises:
@@ -106,7 +115,7 @@ class Run:
         """
         x = torch.nn.functional.normalize(self._tensor(modality, features), dim=1)
         with torch.inference_mode(), fast_products(x.device):
-            return (self.model.scores(x, query) / self.model.logit_scale).float().cpu().numpy()
+            return _alike(features, (self.model.scores(x, query) / self.model.logit_scale).float())
 
     @property
     def has_space(self) -> bool:
@@ -119,22 +128,22 @@ class Run:
         """Whether something joins the cosines of the space in a decision."""
         return isinstance(self.model, Prior) and self.model.prior_weight > 0
 
-    def prior(
-        self, modality: str, features: Float[np.ndarray, "N D"], query: Query
-    ) -> Float[np.ndarray, "N C"]:
+    def prior(self, modality: str, features: Float[Array, "N D"], query: Query) -> Float[Array, "N C"]:
         """What the prior adds to the cosines, float32."""
         x = torch.nn.functional.normalize(self._tensor(modality, features), dim=1)
         with torch.inference_mode():
-            return (self.model.prior_scores(x, query) / self.model.logit_scale).float().numpy()
+            return _alike(features, (self.model.prior_scores(x, query) / self.model.logit_scale).float())
 
-    def _tensor(self, modality: str, features: Float[np.ndarray, "N D"]) -> torch.Tensor:
+    def _tensor(self, modality: str, features: Float[Array, "N D"]) -> torch.Tensor:
         if features.ndim != 2 or features.shape[1] != self.widths[modality]:
             raise RunError(
                 f"{modality} embeddings have shape {features.shape}; "
                 f"expected (rows, {self.widths[modality]}); "
                 f"use the encoder that the run was trained on: {self.encoders[modality].name}"
             )
-        return torch.from_numpy(np.array(features, np.float32))  # caches hand out read-only maps
+        if isinstance(features, torch.Tensor):
+            return features.to(self.device, torch.float32)
+        return torch.from_numpy(np.array(features, np.float32)).to(self.device)  # caches' maps are read-only
 
     @property
     def modality(self) -> str:
@@ -217,6 +226,11 @@ class Run:
         result = self.result | run_folder.way_to(self.cache, folder) | {"history": self.history}
         run_folder.write(folder, self.model.state(), result)
         return folder
+
+
+def _alike(given: np.ndarray | torch.Tensor, found: torch.Tensor) -> Any:
+    """Tensors for tensors, arrays for arrays."""
+    return found if isinstance(given, torch.Tensor) else found.cpu().numpy()
 
 
 def _use(name: str) -> Callable[..., Any]:

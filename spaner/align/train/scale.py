@@ -218,7 +218,7 @@ def held_bytes(run: Run, modalities: Sequence[str], config: TrainConfig) -> int:
 
 
 def _scored(run: Run, cache: caches.Cache) -> dict[str, Any]:
-    scores = evaluate(run, cache)
+    scores = evaluate(run, cache, device=run.config.device)
     across = evaluate_modalities(run, cache, trained_together(run))
     kinds = {kind: across[kind] and across[kind]["recall@1"] for kind in ("trained", "emergent")}
     return {
