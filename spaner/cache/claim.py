@@ -46,7 +46,7 @@ class _Watch:
     """What was seen of another's claim, by the clock of who looks."""
 
     def __init__(self) -> None:
-        self.content = b""
+        self.content: bytes | None = None  # not b"", which a claim holds while it is being made
         self.since = 0.0
 
     def look(self, file: Path, where: str, silence: float) -> str:
@@ -55,7 +55,8 @@ class _Watch:
         if content is None:  # it has let go
             return UNKNOWN
         if content != self.content:
-            beaten = _parsed(content).get("token") == _parsed(self.content).get("token") is not None
+            before = _parsed(self.content or b"").get("token")
+            beaten = _parsed(content).get("token") == before is not None
             self.content, self.since = content, now
             return ALIVE if beaten else DEAD if _has_ended(_parsed(content), where) else UNKNOWN
         return DEAD if now - self.since > silence else UNKNOWN
@@ -142,7 +143,7 @@ class Claim:
                 return
             state = self._watched.setdefault(against, _Watch()).look(against, self.where, self.silence)
             if state == DEAD:
-                self._break(against, self._watched.pop(against).content)
+                self._break(against, self._watched.pop(against).content or b"")
             elif state == ALIVE and not wait:
                 told = _read(against) or {}
                 who = f"process {told.get('process')} on {str(told.get('host')).split(' ')[0]}"

@@ -128,6 +128,15 @@ def test_many_who_wait_hold_it_one_at_a_time(tmp_path: Path) -> None:
     assert most == [1] * 20
 
 
+def test_a_claim_that_is_just_being_made_is_left_alone_for_a_silence(tmp_path: Path) -> None:
+    """It is empty until it is written, and on a busy machine its maker may have to wait in between."""
+    (tmp_path / "c").touch()
+    began = time.monotonic()
+    with claim(tmp_path / "c", "second", wait=True):
+        assert time.monotonic() - began >= SILENCE
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_many_who_see_a_dead_claim_one_takes_it(tmp_path: Path) -> None:
     suspend(claim(tmp_path / "c"))
     taken, refused = [], []
