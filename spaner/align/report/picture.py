@@ -41,7 +41,7 @@ def write(width: float, height: float, parts: Sequence[Part], theme: Theme, file
     with mpl.rc_context(_settings()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # drawn as a box, as on screen
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=theme.page)
-        # straight onto the figure: axes would clip each part at the page's own edge, for a third of the time
+        # straight onto the figure: axes would clip each part at the page's own edge
         place = Affine2D().scale(1 / width, -1 / height).translate(0, 1) + figure.transFigure
         for i, part in enumerate(parts):
             artist = _artist(part, theme)
