@@ -65,13 +65,9 @@ def run(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("cache repair CACHE", "CACHE: 0 chunks extracted again", marks=SLOW),
         ("cache export CACHE exported", "exported: exported from CACHE"),
         ("embed --run RUN --cache CACHE/image/test", "embedded: embedded/toy"),
-        pytest.param(
-            "index --run RUN --cache CACHE", "index: index/toy, 60 rows of 24", marks=pytest.mark.slow
-        ),
+        pytest.param("index --run RUN --cache CACHE", "index: index/toy, 60 rows of 24", marks=SLOW),
         ("eval --run RUN --cache CACHE", "39 test rows"),
-        pytest.param(
-            "transfer RUN --to CACHE --no-base-to-new", "rows: transfer/transfer.json", marks=pytest.mark.slow
-        ),
+        pytest.param("transfer RUN --to CACHE --no-base-to-new", "rows: transfer/transfer.json", marks=SLOW),
         ("extend --run RUN --modality audio --cache CACHE --epochs 1 --out more", "run: more"),
         ("report RUN", "report: report.html"),
         (

@@ -37,10 +37,7 @@ LEAST_FREE = 10**9
 def doctor(
     *,
     caches: Annotated[
-        Path,
-        typer.Option(
-            parser=console.place, metavar="PATH", help="Folder of caches, or an address: s3://bucket/caches."
-        ),
+        Path, console.cache_option("Folder of caches, or an address: s3://bucket/caches.")
     ] = Path("cache"),
     verify: Annotated[bool, typer.Option(help="Check every byte of every cache; reads all of them.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spaner.align.score import metrics
 from spaner.align.score.metrics import CERTAINTY, TIE, Match, blocks, check_labels, name_groups
 from spaner.device import fast_products
 from spaner.errors import DatasetError
@@ -125,11 +126,8 @@ def unit(x: Float[Array, "N E"], what: str) -> Float[Tensor, "N E"]:
     """
     given = _tensor(x).float()
     length = given.norm(dim=1, keepdim=True)
-    if bad := torch.nonzero(~length[:, 0].isfinite())[:, 0].tolist():
-        raise DatasetError(
-            f"{what} hold NaN or infinity: {len(bad):,} of {len(given):,}, first at row {bad[0]}; "
-            "expected finite numbers; find the rows with `spaner cache verify`, or lower the learning rate"
-        )
+    if not length.isfinite().all():
+        metrics.unit(_host(given), what)  # which refuses them, and says where they are
     return given / length.clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -171,15 +171,15 @@ def _task(cache: Path, config: TrainConfig) -> Task:
 def _scored(
     run: Run, cache: Path, frozen: dict[str, Any] | None, cell: Cell, towers: Towers | None = None
 ) -> dict[str, Any]:
+    there = run.on(scoring_device(cell.config.device))
     found = {
         "status": "ok",
-        "metrics": evaluate(run, cache, frozen=frozen, device=cell.config.device),
+        "metrics": evaluate(there, cache, frozen=frozen, device=cell.config.device),
         "facts": run.facts(),
         "selection": run.selection,
         "parameters": sum(tensor.numel() for tensor in run.model.state().values()),
     }
     if cell.shift:
-        there = run.on(scoring_device(cell.config.device))
         found["shift"] = [_shifted(there, path) for path in cell.shift]
     if cell.halves:
         found["base_to_new"] = _halves(cache, cell.config, towers)
